@@ -1,0 +1,159 @@
+"""Callback plugin: the run ends with the trainer's exit code, its closing lines and one error line.
+
+Ansible knows one code for every failed task. The project's table (0, 2 to 7) tells a missed gate
+from a locked host, so failures that carry `trainer_exit_code` decide how the process ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from ansible.plugins.callback import CallbackBase
+
+DOCUMENTATION = """
+name: exit_code
+type: aggregate
+short_description: end with the trainer's exit code
+description:
+  - Ends ansible-playbook with the worst C(trainer_exit_code) of the failed results.
+  - Prints the results' C(trainer_closing) lines after the recap and C(error) as stderr's last line.
+requirements:
+  - enabled in the configuration
+"""
+
+_ANSIBLE_FAILED = 2
+_INTERRUPTED = 7
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One failed result; `code` is None for Ansible's own failures."""
+
+    host: str
+    code: int | None
+    sentence: str
+
+
+class CallbackModule(CallbackBase):
+    """Remembers failures and closing lines, speaks after the recap, ends the process."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "aggregate"
+    CALLBACK_NAME = "exit_code"
+    CALLBACK_NEEDS_ENABLED = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._failures: list[Failure] = []
+        self._closing: dict[str, list[str]] = {}
+        self._hosts: set[str] = set()
+        self._plan_runs = False
+        self._interrupted = False
+
+    def v2_playbook_on_start(self, playbook: Any) -> None:
+        """Make the trainer's lines appear at once in pipes too, and listen for Ctrl-C."""
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        ansible_handler = signal.getsignal(signal.SIGINT)
+        if callable(ansible_handler):
+            signal.signal(signal.SIGINT, self._interrupt_handler(ansible_handler))
+            atexit.register(self._say_interrupted)
+
+    def v2_runner_on_ok(self, result: Any) -> None:
+        """Keep closing lines; learn whether a plan is under way on a host."""
+        host, answer = result.host.get_name(), result.result
+        self._hosts.add(host)
+        if "trainer_closing" in answer:
+            self._closing[host] = [str(line) for line in answer["trainer_closing"]]
+        if _answered(answer).get("action") in ("start", "watch"):
+            self._plan_runs = True
+
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+        """Keep the failure's code and sentence."""
+        host, answer = result.host.get_name(), result.result
+        self._hosts.add(host)
+        if not ignore_errors:
+            code = answer.get("trainer_exit_code")
+            self._failures.append(Failure(host, code, sentence(answer)))
+
+    def v2_runner_on_unreachable(self, result: Any) -> None:
+        """Keep why the host cannot be reached."""
+        host = result.host.get_name()
+        self._hosts.add(host)
+        text = f"host {host} is unreachable: {sentence(result.result)}"
+        self._failures.append(Failure(host, None, text))
+
+    def v2_playbook_on_stats(self, stats: Any) -> None:
+        """Print what comes last; raise SystemExit where the trainer decides the exit code."""
+        for host, lines in self._closing.items():
+            for line in lines:
+                self._display.display(self._prefix(host) + line)
+        # A rescued failure is none: only hosts that Ansible itself counts as failed.
+        lasting = [f for f in self._failures if f.host in stats.failures or f.host in stats.dark]
+        if not lasting:
+            return
+        worst = max(lasting, key=_severity)
+        for failure in lasting:
+            if failure is not worst:
+                self._error(self._prefix(failure.host) + failure.sentence)
+        self._error(f"error: {self._prefix(worst.host)}{worst.sentence}")
+        if any(failure.code for failure in lasting):
+            # The executor's `finally` cleans up; only the code that it would return is replaced.
+            raise SystemExit(_severity(worst))
+
+    def _prefix(self, host: str) -> str:
+        return f"[{host}] " if len(self._hosts) > 1 else ""
+
+    def _error(self, line: str) -> None:
+        self._display.display(line, stderr=True)
+
+    def _interrupt_handler(
+        self, ansible_handler: Callable[[int, FrameType | None], Any]
+    ) -> Callable[[int, FrameType | None], None]:
+        def handle(signum: int, frame: FrameType | None) -> None:
+            self._interrupted = True
+            try:
+                ansible_handler(signum, frame)  # stops the workers
+            except KeyboardInterrupt:
+                raise SystemExit(_INTERRUPTED) from None
+
+        return handle
+
+    def _say_interrupted(self) -> None:
+        if not self._interrupted:
+            return
+        if not self._plan_runs:
+            print("error: interrupted before a plan was started", file=sys.stderr)
+            return
+        print(
+            "The plan goes on on the host. To watch it again: the same command.\n"
+            "To see its state: ansible-playbook playbooks/status.yml\n"
+            "To stop it:       ansible-playbook playbooks/cancel.yml\n"
+            "error: interrupted while watching; the plan goes on on the host",
+            file=sys.stderr,
+        )
+
+
+def _severity(failure: Failure) -> int:
+    return failure.code or _ANSIBLE_FAILED
+
+
+def _answered(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    answer = result.get("answer")
+    return answer if isinstance(answer, Mapping) else {}
+
+
+def sentence(result: Mapping[str, Any]) -> str:
+    """One line from a failed result: the first failed item's message, or the result's own."""
+    for item in result.get("results") or []:
+        if isinstance(item, Mapping) and item.get("failed"):
+            return sentence(item)
+    message = result.get("msg") or "a task failed without a word"
+    findings = result.get("argument_errors") or [message]
+    return " ".join("; ".join(str(finding) for finding in findings).split())

@@ -1,0 +1,129 @@
+"""Which Python makes the trainer's venv, and whether anything is left to install in it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+Data = dict[str, Any]
+Finding = dict[str, str]
+
+
+def gpu_host_venv(facts: Data, wanted: Data) -> Data:
+    """Compare the venv on the host with what it should hold.
+
+    ``wanted``: ``python_min`` ("3.11"), ``python_path`` (interpreter to use, may be empty),
+    ``contents`` (texts of the requirement and constraint files), ``arguments`` (for pip).
+    Returns ``{"action", "python", "clear", "stamp", "torch_pin", "findings"}``. ``action`` is none,
+    install (the venv is there), create (it is not, or only half) or stop (see findings).
+    ``clear``: its interpreter is gone, so that what is in it can be thrown away.
+    """
+    python = _choose(facts, wanted)
+    findings = _findings(facts, wanted, python)
+    stamp = _stamp(wanted, python["version"]) if python else ""
+    state = facts["venv"]["state"]
+    if findings or python is None:
+        action = "stop"
+    elif state != "venv" or not python["has_pip"]:
+        action = "create"
+    else:
+        installed = not wanted["contents"] or facts["venv"]["stamp"] == stamp
+        action = "none" if installed else "install"
+    return {
+        "action": action,
+        "python": python["path"] if python else "",
+        "clear": state == "broken",
+        "stamp": stamp,
+        "torch_pin": _torch_pin(wanted["contents"]),
+        "findings": findings,
+    }
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", str(text)))
+
+
+def _usable(python: Data, wanted: Data) -> bool:
+    return _version(python["version"]) >= _version(wanted["python_min"])
+
+
+def _choose(facts: Data, wanted: Data) -> Data | None:
+    """The venv's own Python, else the given one, else the first that is fit to make a venv."""
+    own = [p for p in facts["pythons"] if p["origin"] == "venv"]
+    if facts["venv"]["state"] == "venv":
+        return own[0] if own and _usable(own[0], wanted) else None
+    origins = ("given",) if wanted["python_path"] else ("path", "known")
+    for python in facts["pythons"]:
+        if python["origin"] in origins and _usable(python, wanted) and python["makes_venv"]:
+            found: Data = python
+            return found
+    return None
+
+
+def _findings(facts: Data, wanted: Data, python: Data | None) -> list[Finding]:
+    if not facts["complete"]:
+        message = "the host's answer to the probe is missing or cut off"
+        remedy = "look at the login shell with: ansible all -m ansible.builtin.raw -a id"
+        return [_finding("probe", message, remedy)]
+    if not facts["scratch"]:
+        message = "no temporary folder on the host can be written (/dev/shm, /tmp, /var/tmp)"
+        return [_finding("probe", message, "make room: look with df -h and df -i")]
+    venv = facts["venv"]
+    if venv["state"] == "other":
+        message = f"{venv['path']} is there and is no Python venv, so it is left alone"
+        remedy = "set gpu_host_venv_dir to another folder, or move this one away"
+        return [_finding("venv", message, remedy)]
+    if python is None:
+        return [_no_python(facts, wanted)]
+    return []
+
+
+def _no_python(facts: Data, wanted: Data) -> Finding:
+    minimum, venv = wanted["python_min"], facts["venv"]
+    failed = facts["failed_pythons"]
+    if venv["state"] == "venv":
+        own = [p["version"] for p in facts["pythons"] if p["origin"] == "venv"]
+        why = ["status {status} {reason}".format(**p) for p in failed if p["origin"] == "venv"]
+        says = f"has Python {own[0]}, older than {minimum}" if own else f"is sick: {', '.join(why)}"
+        remedy = "delete that folder, or set gpu_host_venv_dir to another"
+        return _finding("python", f"the venv {venv['path']} {says}", remedy)
+    found = [
+        f"{p['path']} {p['version']}{'' if p['makes_venv'] else ' without venv'}"
+        for p in facts["pythons"]
+    ]
+    given = wanted["python_path"]
+    asked = f"gpu_host_python_path {given}" if given else "a Python on the host"
+    message = f"{asked} must be {minimum} or newer with the venv module; found: "
+    remedy = (
+        "install one (Miniconda, pyenv, or the system's python3 and python3-venv) "
+        "and name it in gpu_host_python_path if it lies elsewhere"
+    )
+    return _finding("python", message + (", ".join(found) or "none"), remedy)
+
+
+def _finding(check: str, message: str, remedy: str) -> Finding:
+    return {"severity": "error", "check": check, "message": message, "remedy": remedy}
+
+
+def _stamp(wanted: Data, version: str) -> str:
+    """SHA-256 over all that decides what pip installs: files, arguments, Python's minor version."""
+    digest = hashlib.sha256()
+    minor = ".".join(version.split(".")[:2])
+    for part in [minor, *wanted["arguments"], "", *wanted["contents"]]:
+        digest.update(hashlib.sha256(str(part).encode()).digest())
+    return digest.hexdigest()
+
+
+def _torch_pin(contents: list[str]) -> str:
+    match = re.search(r"(?m)^\s*torch\s*==\s*([\w.]+)", "\n".join(contents))
+    return match[1] if match else ""
+
+
+class FilterModule:
+    """Filters for Ansible."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Name of each filter to its function."""
+        return {"gpu_host_venv": gpu_host_venv}

@@ -1,0 +1,367 @@
+"""What each command of the command line does. No torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from trainer import (
+    artifacts, base, config, data, diagnose, encoding, evaluate, fingerprint, plan as plans, process, source, stages,
+    supervisor, watch,
+)  # fmt: skip
+from trainer.cli import request_from
+from trainer.errors import InputError, NotReady
+from trainer.state import Layout, read_stage
+
+Arguments = argparse.Namespace
+REQUIRED_PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "tokenizers", "safetensors")
+
+
+def answer(arguments: Arguments, value: dict[str, Any]) -> None:
+    """Print an answer: as one JSON object, or its lines."""
+    if arguments.json:
+        print(json.dumps(value, ensure_ascii=False))
+    else:
+        print("\n".join(value.get("lines") or []), end="\n" if value.get("lines") else "")
+
+
+def training_root(root: Path) -> Layout:
+    """The layout of a root that may be trained in; a copy that was collected from a host may not."""
+    layout = Layout(root)
+    if (layout.outputs / artifacts.COLLECTED).exists():
+        raise InputError(
+            f"{layout.outputs} is a copy that was collected from a host; name the host's folder with --project-root"
+        )
+    return layout
+
+
+def submit(arguments: Arguments, root: Path) -> int:
+    answer(arguments, plans.submit(request_from(arguments), training_root(root)))
+    return 0
+
+
+def supervise(arguments: Arguments, root: Path) -> int:
+    return supervisor.supervise(root, arguments.plan)
+
+
+def run(arguments: Arguments, root: Path) -> int:
+    """Submit, start a supervisor of its own session, watch; Ctrl-C leaves the plan running."""
+    layout = training_root(root)
+    request = request_from(arguments)
+    submitted = plans.submit(request, layout)
+    print("\n".join(submitted["lines"]), end="\n" if submitted["lines"] else "", flush=True)
+    if submitted["action"] == "start":
+        command = [sys.executable, "-m", "trainer", "--project-root", str(root), "supervise", "--plan", submitted["plan_id"]]
+        subprocess.Popen(
+            command, cwd=plans.code_root(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+    names = stages.load().ordered(request.get("stages") or stages.load().names)
+    return _watch_all(layout, submitted["plan_id"], names)
+
+
+def _watch_all(layout: Layout, plan_id: str, names: list[str]) -> int:
+    codes: list[int] = []
+    try:
+        for name in names:
+            cursor, more = 0, True
+            while more:
+                news = watch.follow(layout, plan_id, name, cursor, 5.0)
+                cursor, more = news["cursor"], news["more"]
+                if news["lines"]:
+                    print("\n".join(news["lines"]), flush=True)
+            codes.append(news["result"]["exit_code"])
+            if codes[-1] and codes[-1] != 3:
+                print(f"error: {news['result']['message']}", file=sys.stderr)
+    except KeyboardInterrupt:
+        here = f"python -m trainer --project-root {layout.root}"
+        print(f"\ndetached: plan {plan_id} goes on\n  watch it:  {here} watch\n  look:      {here} status\n"
+              f"  end it:    {here} cancel", file=sys.stderr)  # fmt: skip
+        return 7
+    return next((code for code in codes if code), 0)
+
+
+def follow(arguments: Arguments, root: Path) -> int:
+    layout = Layout(root)
+    record = plans.read_record(layout)
+    plan_id = arguments.plan or (record["plan_id"] if record else "")
+    if not plan_id:
+        raise InputError(f"no plan was ever submitted in {root}; start one with `run`")
+    if not arguments.json:
+        return _watch_all(layout, plan_id, [arguments.stage] if arguments.stage else (record or {})["stages"])
+    name = stages.load().stage(arguments.stage).name
+    print(json.dumps(watch.follow(layout, plan_id, name, arguments.after, arguments.wait_seconds), ensure_ascii=False))
+    return 0
+
+
+def cancel(arguments: Arguments, root: Path) -> int:
+    answer(arguments, {"lines": supervisor.cancel(training_root(root))})
+    return 0
+
+
+def status(arguments: Arguments, root: Path) -> int:
+    layout = Layout(root)
+    if not (layout.outputs / artifacts.COLLECTED).exists():
+        supervisor.mark_lost(layout)
+    record = plans.read_record(layout)
+    states = {name: read_stage(layout, name) for name in stages.load().names}
+    code, message = 0, "no plan was submitted yet"
+    if record and arguments.plan in ("", record["plan_id"]):
+        code, message = supervisor.verdict(record)
+        if record["status"] != "ended":
+            message = f"plan {record['plan_id']} is {record['status']}"
+    elif record:
+        message = f"plan {arguments.plan} had nothing to do"
+    found = {
+        "plan": record,
+        "running": process.is_locked(layout.lock) if layout.lock.exists() else False,
+        "stages": {name: state for name, state in states.items() if state},
+        "exit_code": code,
+        "message": message,
+        "lines": [message, *(_status_line(name, state) for name, state in states.items())],
+    }
+    answer(arguments, found)
+    return 0
+
+
+def _status_line(name: str, state: dict[str, Any] | None) -> str:
+    if state is None:
+        return f"{name:<{watch.NAME_WIDTH}}never ran"
+    measured = (state.get("gate") or {}).get("measured") or {}
+    scores = ", ".join(f"{metric.replace('_', ' ')} {watch.figure(item)}" for metric, item in measured.items())
+    shown = scores or state["message"] or state["phase"]
+    return f"{name:<{watch.NAME_WIDTH}}{state['status']:<10}{state['updated_at'][:16].replace('T', ' ')}  {shown}"
+
+
+def params(arguments: Arguments, root: Path) -> int:
+    """The parameters; with --input the checked overrides of a request (the controller's part)."""
+    if arguments.input:
+        request = request_from(arguments)
+        stray = [name for name in request if name not in ("profile", "overrides")]
+        config.raise_findings([f"the input has no field {name!r}" for name in stray])
+        overrides = config.overrides_from(request.get("overrides") or {}, os.environ, "variable trainer_hp_{name}")
+        for name in stages.load().names:
+            stages.load().resolve(name, str(request.get("profile") or ""), overrides)
+        print(json.dumps({"overrides": overrides}, ensure_ascii=False))
+        return 0
+    request = request_from(arguments)
+    table = stages.load()
+    stage = arguments.stage or table.names[-1]
+    values, sources = table.resolve(stage, request["profile"], request["overrides"])
+    rows = [
+        {"name": name, "value": getattr(values, name), "source": sources[name], **_described(item)}
+        for name, item in config.FIELDS.items()
+    ]
+    if arguments.markdown:
+        print(markdown_parameters())
+    elif arguments.json:
+        print(json.dumps({"stage": stage, "parameters": rows}, ensure_ascii=False))
+    else:
+        for row in rows:
+            print(f"{row['name']} = {_literal(row['value'])}  [{row['source']}]\n    {row['help']}")
+    return 0
+
+
+def _described(item: Any) -> dict[str, Any]:
+    meta = item.metadata
+    bounds = [f"{words} {meta[key]:g}" for key, words in (("minimum", ">="), ("above", ">"), ("maximum", "<=")) if meta[key] is not None]
+    return {
+        "type": item.type,
+        "unit": meta["unit"],
+        "limits": ", ".join(bounds) or " | ".join(meta["choices"]),
+        "help": meta["help"],
+    }
+
+
+def _literal(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def markdown_parameters() -> str:
+    """The parameter table of the README."""
+    lines = ["| parameter | default | type | what it is |", "|---|---|---|---|"]
+    for name, item in config.FIELDS.items():
+        found = _described(item)
+        limits = found["limits"].replace("|", "\\|")
+        kind = " ".join(part for part in (found["type"], found["unit"] and f"({found['unit']})", limits) if part)
+        lines.append(f"| `{name}` | `{_literal(item.default)}` | {kind} | {found['help']} |")
+    return "\n".join(lines)
+
+
+def markdown_stages() -> str:
+    """The stage table of the README."""
+    lines = ["| stage | tag | trains on | adapter | gate |", "|---|---|---|---|---|"]
+    for stage in stages.load().stages:
+        gate = ", ".join(f"{name.replace('_', ' ')} >= {value:.2f}" for name, value in stage.gate.items())
+        lines.append(f"| {stage.name} | `{stage.tag}` | {stage.title}: `{stage.data}` | `{stage.adapter}` | {gate} |")
+    return "\n".join(lines)
+
+
+def show_stages(arguments: Arguments, root: Path) -> int:
+    if arguments.markdown:
+        print(markdown_stages())
+        return 0
+    records = [{**asdict(stage), "benchmarks": list(stage.benchmarks)} for stage in stages.load().stages]
+    lines = [
+        f"{r['name']:<{watch.NAME_WIDTH}}tag {r['tag']:<10} {r['adapter']:<18} "
+        + ", ".join(f"{name.replace('_', ' ')} >= {value:.2f}" for name, value in r["gate"].items())
+        for r in records
+    ]
+    answer(arguments, {"stages": records, "lines": lines})
+    return 0
+
+
+def show_diagnosis(arguments: Arguments, root: Path) -> int:
+    text = arguments.log.read_text(encoding="utf-8", errors="replace")
+    issues = diagnose.diagnose(text, exit_signal=None, error_kind=None, stage=arguments.stage)
+    lines = [f"{issue.severity}: {issue.cause}\n  seen: {issue.symptom}\n  do:   {issue.action}" for issue in issues]
+    answer(arguments, {"issues": [asdict(issue) for issue in issues], "lines": lines})
+    return 0
+
+
+def check(arguments: Arguments, root: Path) -> int:
+    """Data, parameters, packages and base model; all findings at once."""
+    request = request_from(arguments)
+    plan = plans.from_request(request)
+    layout = Layout(root)
+    table = stages.load()
+    data_root = plans.data_root(plan.data_root)
+    findings: list[data.Finding] = []
+    notes: list[str] = []
+    for name in plan.stages:
+        stage = table.stage(name)
+        parameters, _ = table.resolve(name, plan.profile, plan.overrides)
+        findings += data.check_stage(data_root, table, stage)
+        fingerprint.of_base(parameters, layout, plans.corpus())
+        if not any(f.severity == "error" and f.file == stage.data for f in findings):
+            more, note = _check_lengths(layout, stage, parameters, data_root)
+            findings += more
+            notes += [note] if note else []
+    findings = list(dict.fromkeys(findings))
+    missing = _missing_packages()
+    rows = {name: len(data.read_rows(data_root / table.stage(name).data)[0]) for name in plan.stages}
+    lines = [str(f) for f in findings] + list(dict.fromkeys(notes))
+    if missing:
+        lines.append(f"warning: not installed here: {', '.join(missing)}; install requirements/trainer.txt before training")
+    errors = [f for f in findings if f.severity == "error"]
+    if errors:
+        if arguments.json:
+            print(json.dumps({"lines": lines, "findings": [f.as_dict() for f in findings]}, ensure_ascii=False))
+        data.raise_errors(findings)
+    counted = ", ".join(f"{name} {count}" for name, count in rows.items())
+    lines.append(f"data is sound: {counted} rows; python {platform.python_version()}")
+    answer(arguments, {"lines": lines, "findings": [f.as_dict() for f in findings]})
+    return 0
+
+
+def _missing_packages() -> list[str]:
+    missing = []
+    for name in REQUIRED_PACKAGES:
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    return missing
+
+
+def _check_lengths(
+    layout: Layout, stage: stages.Stage, parameters: config.Parameters, data_root: Path
+) -> tuple[list[data.Finding], str]:
+    """Rows that are too long or train nothing, where the base's tokenizer is at hand; else a note."""
+    path = parameters.model_name_or_path
+    if path == base.NAME:
+        path = str(base.location(layout.models, plans.corpus()))
+    if not Path(path).is_dir() or _missing_packages():
+        return [], "lengths are checked when the base model is there, before anything is trained"
+    tokenizer = encoding.load_tokenizer(path, local_only=True)
+    numbered, _ = data.read_rows(data_root / stage.data, stage.data)
+    _, findings = encoding.encode(
+        numbered, tokenizer, stage.data, enable_thinking=parameters.enable_thinking, max_length=parameters.max_length
+    )
+    return findings, ""
+
+
+def score(arguments: Arguments, root: Path) -> int:
+    result = evaluate.score_files(arguments.benchmark, arguments.predictions)
+    artifacts.write_score(arguments.output, result)
+    for name, item in result["summary"].items():
+        print(f"{name.replace('_', ' ')}: {watch.figure(item)}")
+    return 0
+
+
+def build_base(arguments: Arguments, root: Path) -> int:
+    print(base.build(Layout(root).models, arguments.corpus or plans.corpus()))
+    return 0
+
+
+def show_source(arguments: Arguments, root: Path) -> int:
+    if arguments.action == "verify":
+        found: dict[str, Any] = {"source_id": source.verify(Path.cwd(), arguments.expect)}
+    elif arguments.action == "pack":
+        if arguments.output is None:
+            raise InputError("source pack needs --output FILE, the archive to write")
+        found = source.pack(plans.code_root(), arguments.output)
+    else:
+        found = source.describe(plans.code_root())
+    answer(arguments, {**found, "lines": [found["source_id"]]} if not arguments.json else found)
+    return 0
+
+
+def collect(arguments: Arguments, root: Path) -> int:
+    layout = training_root(root)
+    if not layout.plan.exists():
+        raise NotReady(f"nothing was trained in {root} yet, so there is nothing to collect; run a stage first")
+    answer(arguments, artifacts.collect(layout))
+    return 0
+
+
+def export(arguments: Arguments, root: Path) -> int:
+    answer(arguments, artifacts.export(Layout(root), arguments.run, arguments.output))
+    return 0
+
+
+def receive(arguments: Arguments, root: Path) -> int:
+    answer(arguments, artifacts.receive(arguments.archive, arguments.sha256, arguments.output_dir.resolve()))
+    return 0
+
+
+def imported(arguments: Arguments, root: Path) -> int:
+    answer(arguments, artifacts.imported(arguments.output_dir.resolve()))
+    return 0
+
+
+def work(arguments: Arguments, root: Path) -> int:
+    from trainer import worker
+
+    return worker.main(root, arguments.report_descriptor)
+
+
+COMMANDS: dict[str, Callable[[Arguments, Path], int]] = {
+    "run": run,
+    "submit": submit,
+    "supervise": supervise,
+    "watch": follow,
+    "cancel": cancel,
+    "status": status,
+    "params": params,
+    "stages": show_stages,
+    "diagnose": show_diagnosis,
+    "check": check,
+    "score": score,
+    "base": build_base,
+    "source": show_source,
+    "collect": collect,
+    "export": export,
+    "import": receive,
+    "imported": imported,
+    "worker": work,
+}

@@ -1,0 +1,276 @@
+"""The parameters: one dataclass with name, type, default, unit, limits and help for each of them.
+
+Values are merged in this order, the later winning: dataclass default < stage difference (stages.yml) <
+profile (stages.yml) < environment (upper-case field name) < variable or command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from trainer.errors import InputError
+
+Scope = Literal["training", "evaluation", "runtime"]
+Override = dict[str, Any]  # {"value": typed value, "source": where it came from}
+
+
+def _parameter(
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    scope: Scope = "training",
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A dataclass field; `above` is an exclusive lower limit, `scope` says which result it shapes."""
+    return field(
+        default=default,
+        metadata={
+            "help": help,
+            "unit": unit,
+            "scope": scope,
+            "minimum": minimum,
+            "maximum": maximum,
+            "above": above,
+            "choices": choices,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Every parameter of a stage. Defaults are those of a GPU host (the older scripts' values)."""
+
+    model_name_or_path: str = _parameter(
+        "Qwen/Qwen3-8B", "base model: hub id, local folder, or `embedded` for the tiny built one"
+    )
+    model_revision: str = _parameter("main", "branch, tag or commit of the base model on the hub")
+    use_modelscope: bool = _parameter(False, "download the base model from ModelScope")
+    enable_thinking: bool = _parameter(
+        False, "Qwen3 think block, the same in training, evaluation and export"
+    )
+    use_qlora: bool = _parameter(True, "4-bit nf4 base with double quantisation (QLoRA)")
+    compute_dtype: str = _parameter(
+        "auto",
+        "floating point type of the computation; auto: bfloat16 where it is native",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    lora_r: int = _parameter(16, "LoRA rank", minimum=1, maximum=1024)
+    lora_alpha: int = _parameter(32, "LoRA scaling numerator (scale = alpha / rank)", minimum=1)
+    lora_dropout: float = _parameter(0.05, "dropout before the adapter", minimum=0.0, maximum=0.9)
+    lora_target_modules: str = _parameter(
+        "all-linear", "modules that get an adapter: all-linear, or names separated by commas"
+    )
+    num_train_epochs: float = _parameter(2.0, "passes over the data", unit="epochs", above=0.0)
+    max_steps: int = _parameter(
+        -1, "end after this many optimiser steps; -1: as the epochs say", unit="steps", minimum=-1
+    )
+    per_device_train_batch_size: int = _parameter(1, "examples per step and device", minimum=1)
+    gradient_accumulation_steps: int = _parameter(8, "steps per optimiser update", minimum=1)
+    learning_rate: float = _parameter(1e-4, "peak learning rate", above=0.0, maximum=1.0)
+    lr_scheduler_type: str = _parameter(
+        "cosine",
+        "shape of the learning rate over the steps",
+        choices=("cosine", "linear", "constant", "constant_with_warmup"),
+    )
+    warmup_steps: float = _parameter(
+        0.03, "warm-up: steps, or a share of all steps when below 1", minimum=0.0
+    )
+    weight_decay: float = _parameter(0.0, "AdamW weight decay", minimum=0.0, maximum=1.0)
+    max_grad_norm: float = _parameter(1.0, "gradient clipping; 0: none", minimum=0.0)
+    max_length: int = _parameter(
+        2048, "longest training example; longer rows are refused", unit="tokens", minimum=16
+    )
+    gradient_checkpointing: bool = _parameter(True, "recompute activations to save memory")
+    seed: int = _parameter(42, "seed of every random choice", minimum=0, maximum=2**32 - 1)
+    gate_questions: str = _parameter(
+        "held_out",
+        "what the gate is judged on: the held-out benchmarks, or the stage's trained questions",
+        scope="evaluation",
+        choices=("held_out", "trained"),
+    )
+    per_device_eval_batch_size: int = _parameter(
+        16, "questions answered at a time", scope="evaluation", minimum=1
+    )
+    max_new_tokens: int = _parameter(
+        1024, "longest answer", unit="tokens", scope="evaluation", minimum=1
+    )
+    logging_steps: int = _parameter(
+        1, "report the loss every so many steps", unit="steps", scope="runtime", minimum=1
+    )
+    stage_timeout_seconds: int = _parameter(
+        21600, "longest time of one stage", unit="seconds", scope="runtime", minimum=1
+    )
+    stage_attempts: int = _parameter(
+        1, "how often a stage is started when its worker is lost", scope="runtime", minimum=1
+    )
+
+
+FIELDS: dict[str, dataclasses.Field[Any]] = {item.name: item for item in fields(Parameters)}
+ENVIRONMENT_NAMES: dict[str, str] = {name.upper(): name for name in FIELDS}
+_TRUE = {"true", "yes", "on", "1", "y"}
+_FALSE = {"false", "no", "off", "0", "n"}
+# The name in circulation is not a published Qwen id; a copy of unknown content exists elsewhere.
+_WRONG_MODELS = {"qwen/qwen3-8b-instruct": "Qwen/Qwen3-8B"}
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def convert(name: str, value: Any) -> Any:
+    """`value` (typed or a string) in the field's type; ValueError with what is wrong and what to do."""
+    item = FIELDS[name]
+    kind, meta = item.type, item.metadata
+    if kind == "bool":
+        result: Any = _to_bool(value)
+    elif kind in ("int", "float"):
+        result = _to_number(value, whole=kind == "int")
+    else:
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"is {_shown(value)}; give a non-empty text")
+        result = value.strip()
+    for bound, broken, words in (
+        ("minimum", lambda r, b: r < b, "at least"),
+        ("maximum", lambda r, b: r > b, "at most"),
+        ("above", lambda r, b: r <= b, "more than"),
+    ):
+        limit = meta[bound]
+        if limit is not None and broken(result, limit):
+            raise ValueError(f"is {_shown(value)}; it must be {words} {limit:g}")
+    if meta["choices"] and result not in meta["choices"]:
+        raise ValueError(f"is {_shown(value)}; choose one of {', '.join(meta['choices'])}")
+    if name == "model_name_or_path" and result.lower() in _WRONG_MODELS:
+        right = _WRONG_MODELS[result.lower()]
+        raise ValueError(f"is {_shown(value)}, which Qwen never published; use {right}")
+    if name == "max_steps" and result == 0:
+        raise ValueError("is 0, which trains nothing; use -1 for no limit or a positive number")
+    return result
+
+
+def _to_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip().lower()
+    if word in _TRUE | _FALSE:
+        return word in _TRUE
+    raise ValueError(f"is {_shown(value)}; give true or false")
+
+
+def _to_number(value: Any, *, whole: bool) -> int | float:
+    words = "a whole number" if whole else "a number"
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(f"is {_shown(value)}; give {words}")
+    try:
+        if whole and isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
+            return int(value)
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"is {_shown(value)}; give {words}") from None
+    if not math.isfinite(number) or (whole and number != int(number)):
+        raise ValueError(f"is {_shown(value)}; give {words}")
+    return int(number) if whole else number
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """`; did you mean x?` for a misspelt name, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def checked(values: Mapping[str, Any], source: str) -> tuple[dict[str, Override], list[str]]:
+    """`values` converted, each with `source` ({name} is replaced), and the findings on the wrong ones."""
+    good: dict[str, Override] = {}
+    findings: list[str] = []
+    for name, value in values.items():
+        if name not in FIELDS:
+            findings.append(f"{source.format(name=name)}: there is no parameter {name!r}{suggestion(name, FIELDS)}")
+            continue
+        try:
+            good[name] = {"value": convert(name, value), "source": source.format(name=name)}
+        except ValueError as problem:
+            findings.append(f"{source.format(name=name)} {problem}")
+    return good, findings
+
+
+def environment_overrides(environment: Mapping[str, str]) -> tuple[dict[str, Override], list[str]]:
+    """The parameters that the environment sets by upper-case field name; an empty value sets nothing."""
+    good: dict[str, Override] = {}
+    findings: list[str] = []
+    for variable, name in ENVIRONMENT_NAMES.items():
+        if environment.get(variable, "").strip():
+            found, wrong = checked({name: environment[variable]}, f"environment {variable}")
+            good.update(found)
+            findings += wrong
+    return good, findings
+
+
+def raise_findings(findings: list[str]) -> None:
+    """InputError with all findings: the last one is the sentence, the others stand above it."""
+    if findings:
+        more = f" (and {len(findings) - 1} more above)" if len(findings) > 1 else ""
+        raise InputError(findings[-1] + more, findings[:-1])
+
+
+def overrides_from(
+    variables: Mapping[str, Any], environment: Mapping[str, str], source: str
+) -> dict[str, Override]:
+    """Environment below variables, each checked; InputError names every wrong one at once."""
+    merged, findings = environment_overrides(environment)
+    found, wrong = checked(variables, source)
+    merged.update(found)
+    raise_findings(findings + wrong)
+    return merged
+
+
+def resolve(
+    stage_name: str,
+    stage_values: Mapping[str, Any],
+    profile_name: str,
+    profile_values: Mapping[str, Any],
+    overrides: Mapping[str, Override],
+) -> tuple[Parameters, dict[str, str]]:
+    """The parameters of one stage and the source of each; overrides are {field: {value, source}}."""
+    values: dict[str, Any] = {}
+    sources = {name: "default" for name in FIELDS}
+    findings: list[str] = []
+    for layer, source in (
+        (stage_values, f"stage {stage_name}"),
+        (profile_values, f"profile {profile_name}"),
+    ):
+        good, wrong = checked(layer, source)
+        findings += wrong
+        for name, item in good.items():
+            values[name], sources[name] = item["value"], source
+    for name, item in overrides.items():
+        good, wrong = checked({name: item["value"]}, str(item["source"]))
+        findings += wrong
+        if good:
+            values[name], sources[name] = good[name]["value"], str(item["source"])
+    raise_findings(findings)
+    return Parameters(**values), sources
+
+
+def by_scope(parameters: Parameters, scope: Scope) -> dict[str, Any]:
+    """The values that shape one kind of result, in the order of the fields."""
+    return {
+        name: getattr(parameters, name)
+        for name, item in FIELDS.items()
+        if item.metadata["scope"] == scope
+    }
+
+
+def table(parameters: Parameters, sources: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """{name: {value, source}} as every report shows it."""
+    return {
+        name: {"value": getattr(parameters, name), "source": sources[name]} for name in FIELDS
+    }

@@ -1,0 +1,124 @@
+"""What a result is bound to: hashes of code, data, base model, parameters and adapter. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer import base, config
+from trainer.errors import InputError
+from trainer.stages import Stage, StageTable
+from trainer.state import Layout, read_json, write_json
+
+# The modules whose text shapes an adapter, and those that shape its score. A changed comment in one of them
+# asks for a new result: better once too often than a report that its code does not explain.
+TRAINING_MODULES = ("encoding", "model", "train")
+EVALUATION_MODULES = ("encoding", "evaluate", "generate", "keypoints", "mathtext", "metrics", "refusal")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def of_value(value: Any) -> str:
+    """sha256 of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def of_file(path: Path) -> str:
+    """sha256 of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def of_files(folder: Path, names: Iterable[str]) -> str:
+    """sha256 over names and contents; a missing file counts as missing, not as empty."""
+    found = {name: of_file(folder / name) if (folder / name).is_file() else None for name in names}
+    return of_value(found)
+
+
+def of_modules(names: Iterable[str]) -> str:
+    """sha256 over the text of the trainer modules of these names."""
+    return of_files(Path(__file__).parent, [f"{name}.py" for name in names])
+
+
+def of_code() -> str:
+    """sha256 over the whole trainer package: what the plan's code check compares."""
+    here = Path(__file__).parent
+    names = [
+        path.relative_to(here).as_posix()
+        for path in sorted(here.rglob("*"))
+        if path.suffix in (".py", ".yml", ".j2", ".jinja") and path.is_file()
+    ]
+    return of_files(here, names)
+
+
+def of_adapter(folder: Path) -> str | None:
+    """sha256 over an adapter's weights and configuration; None when one of them is missing."""
+    if not all((folder / name).is_file() for name in ADAPTER_FILES):
+        return None
+    return of_files(folder, ADAPTER_FILES)
+
+
+def of_base(parameters: config.Parameters, layout: Layout, corpus: Path) -> str:
+    """The base model's hash: of its inputs when embedded, of its files when local, else hub id and revision."""
+    name = parameters.model_name_or_path
+    if name == base.NAME:
+        return base.input_hash(corpus)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _of_folder(folder, layout)
+    if folder.is_absolute() or name.startswith((".", "~")):
+        raise InputError(f"the base model {name!r} is not a folder of this host; correct model_name_or_path")
+    source = "modelscope" if parameters.use_modelscope else "hub"
+    return of_value([source, name, parameters.model_revision])
+
+
+def _of_folder(folder: Path, layout: Layout) -> str:
+    """sha256 over a local model's files, remembered by size and times: 16 GB are read only once."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    if not any(path.name == "config.json" for path in files):
+        raise InputError(f"the base model folder {str(folder)!r} holds no config.json; name a model folder")
+    stamp = [[p.name, p.stat().st_size, p.stat().st_mtime_ns, p.stat().st_ctime_ns] for p in files]
+    memory = layout.cache / f"base_hash_{of_value(str(folder.resolve()))[:16]}.json"
+    known = read_json(memory)
+    if known and known["stamp"] == stamp:
+        return str(known["hash"])
+    found = of_files(folder, [path.name for path in files])
+    write_json(memory, {"schema": 1, "stamp": stamp, "hash": found})
+    return found
+
+
+def training_parts(
+    stage: Stage, parameters: config.Parameters, data_root: Path, base_hash: str, previous: str
+) -> dict[str, str]:
+    """The hashes that an adapter depends on; `previous` is the training fingerprint of the stage before."""
+    return {
+        "data": of_file(data_root / stage.data),
+        "base": base_hash,
+        "parameters": of_value(config.by_scope(parameters, "training")),
+        "modules": of_modules(TRAINING_MODULES),
+        "previous": previous,
+    }
+
+
+def evaluation_parts(
+    stage: Stage, table: StageTable, parameters: config.Parameters, data_root: Path
+) -> dict[str, str]:
+    """The hashes that a score depends on, beside those of the adapter that is scored."""
+    files = sorted(table.benchmarks.values()) if stage.benchmarks else []
+    return {
+        "benchmarks": of_files(data_root, files),
+        "evaluation_parameters": of_value(config.by_scope(parameters, "evaluation")),
+        "evaluation_modules": of_modules(EVALUATION_MODULES),
+        "gate": of_value([dict(stage.gate), list(stage.benchmarks)]),
+    }
+
+
+def changed(before: Mapping[str, str] | None, after: Mapping[str, str]) -> list[str]:
+    """The names of the parts that differ, in the order of `after`."""
+    return [name for name, value in after.items() if not before or before.get(name) != value]

@@ -1,0 +1,147 @@
+"""Loading the base model and its tokenizer, plain or quantised, and putting adapters on and off it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from trainer.config import Parameters
+from trainer.encoding import load_tokenizer
+from trainer.errors import HostUnfit, InputError, TrainingFailed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Base:
+    """A resident base model: weights without an adapter, its tokenizer and how it computes."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    dtype: torch.dtype
+    quantised: bool
+    source: str
+
+
+def compute_dtype(wanted: str) -> torch.dtype:
+    """The type that `compute_dtype` names; auto takes bfloat16 where the device computes it natively."""
+    if wanted != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.float32
+
+
+def load_base(path: str, parameters: Parameters) -> Base:
+    """The base model of `path` (folder or hub id) on the device of this host, ready for an adapter."""
+    dtype = compute_dtype(parameters.compute_dtype)
+    tokenizer = load_tokenizer(path, revision=parameters.model_revision)
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
+    if not Path(path).is_dir():
+        options["revision"] = parameters.model_revision
+    if parameters.use_qlora:
+        options["quantization_config"] = quantisation(dtype)
+    if torch.cuda.is_available():
+        options["device_map"] = {"": 0}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, **options)
+    except (OSError, ValueError) as problem:
+        first = str(problem).strip().splitlines()[0]
+        raise InputError(f"the base model {path!r} could not be loaded: {first}") from problem
+    model.config.use_cache = False
+    return Base(model, tokenizer, dtype, parameters.use_qlora, path)
+
+
+def quantisation(dtype: torch.dtype) -> Any:
+    """nf4 with double quantisation (Dettmers et al. 2023, QLoRA); HostUnfit where bitsandbytes does not work."""
+    from transformers import BitsAndBytesConfig
+
+    try:
+        import bitsandbytes.functional as kernels
+
+        packed, state = kernels.quantize_4bit(
+            torch.ones(64, 64, device="cuda" if torch.cuda.is_available() else "cpu"), quant_type="nf4"
+        )
+        kernels.dequantize_4bit(packed, state)
+    except Exception as problem:  # missing library, no kernel for this device, broken CUDA set-up
+        raise HostUnfit(
+            f"use_qlora needs a bitsandbytes that works, here it fails ({problem}); "
+            "repair it or set use_qlora to false"
+        ) from problem
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def attach_adapter(base: Base, parameters: Parameters) -> PeftModel:
+    """A new LoRA adapter on the base, its weights drawn from the seed."""
+    torch.manual_seed(parameters.seed)
+    targets: str | list[str] = parameters.lora_target_modules
+    if targets != "all-linear":
+        targets = [name.strip() for name in targets.split(",") if name.strip()]
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=parameters.lora_r,
+        lora_alpha=parameters.lora_alpha,
+        lora_dropout=parameters.lora_dropout,
+        target_modules=targets,
+        bias="none",
+    )
+    try:
+        adapted = get_peft_model(base.model, lora)
+    except ValueError as problem:
+        first = str(problem).strip().splitlines()[0]
+        raise InputError(f"lora_target_modules is {parameters.lora_target_modules!r}: {first}") from problem
+    if not isinstance(adapted, PeftModel):
+        raise TrainingFailed(f"PEFT returned a {type(adapted).__name__} instead of a PeftModel")
+    return adapted
+
+
+def load_adapter(base: Base, folder: Path) -> PeftModel:
+    """A saved adapter on the base; TrainingFailed when its keys are not exactly the model's.
+
+    PEFT itself only warns about missing keys and would answer with half an adapter.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    adapted = PeftModel.from_pretrained(base.model, str(folder), is_trainable=False)
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
+        saved = set(stored.keys())
+    wanted = set(get_peft_model_state_dict(adapted))
+    if saved != wanted:
+        odd = sorted(saved ^ wanted)
+        raise TrainingFailed(
+            f"the adapter in {folder.name} does not fit the base: {len(odd)} keys differ, the first is {odd[0]}"
+        )
+    return adapted
+
+
+def detach_adapter(adapted: PeftModel, base: Base) -> None:
+    """Take the adapter off: the base is as it was and can carry the next one."""
+    base.model = adapted.unload()  # type: ignore[no-untyped-call]
+    if hasattr(base.model, "peft_config"):
+        del base.model.peft_config
+    base.model.config.use_cache = False
+
+
+def download_from_modelscope(name: str, revision: str) -> str:
+    """The local folder of a model fetched from ModelScope; HostUnfit when its client is not installed."""
+    try:
+        from modelscope import snapshot_download  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        raise HostUnfit(
+            "use_modelscope needs the package modelscope, which is not installed; "
+            "install it into the trainer's environment or set use_modelscope to false"
+        ) from None
+    # ModelScope calls its default branch master.
+    return str(snapshot_download(name, revision="master" if revision == "main" else revision))
