@@ -89,10 +89,7 @@ def _no_python(facts: Data, wanted: Data) -> Finding:
         says = f"has Python {own[0]}, older than {minimum}" if own else f"is sick: {', '.join(why)}"
         remedy = "delete that folder, or set gpu_host_venv_dir to another"
         return _finding("python", f"the venv {venv['path']} {says}", remedy)
-    found = [
-        f"{p['path']} {p['version']}{'' if p['makes_venv'] else ' without venv'}"
-        for p in facts["pythons"]
-    ]
+    found = [f"{p['path']} {p['version']}{'' if p['makes_venv'] else ' without venv'}" for p in facts["pythons"]]
     given = wanted["python_path"]
     asked = f"gpu_host_python_path {given}" if given else "a Python on the host"
     message = f"{asked} must be {minimum} or newer with the venv module; found: "

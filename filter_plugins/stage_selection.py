@@ -41,11 +41,7 @@ def selected_stages(
     `stages`: records with `name` and `tag`; `run_tags`, `skip_tags`: the magic variables
     ansible_run_tags and ansible_skip_tags.
     """
-    return [
-        str(stage["name"])
-        for stage in stages
-        if _runs(frozenset({str(stage["tag"])}), run_tags, skip_tags)
-    ]
+    return [str(stage["name"]) for stage in stages if _runs(frozenset({str(stage["tag"])}), run_tags, skip_tags)]
 
 
 def _stage_code(result: Mapping[str, Any], gate: str) -> int:

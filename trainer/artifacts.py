@@ -177,7 +177,9 @@ def _unpack(archive: Path, fresh: Path) -> dict[str, str]:
                 if not manifest:
                     manifest = _parse_manifest(member, stream)
                 elif member.name not in manifest or member.name in seen:
-                    raise Interrupted(f"{member.name!r} is not, or twice, in the archive's manifest; nothing was taken over")
+                    raise Interrupted(
+                        f"{member.name!r} is not, or twice, in the archive's manifest; nothing was taken over"
+                    )
                 else:
                     seen.add(member.name)
                     _write_member(fresh / member.name, stream, manifest[member.name])

@@ -34,7 +34,11 @@ def build_parser() -> Parser:
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for add in (_add_line, _add_looking, _add_data, _add_transfer, _add_inner):
-        add(lambda name, help, **more: commands.add_parser(name, help=help, description=help, allow_abbrev=False, **more))
+        add(
+            lambda name, help, **more: commands.add_parser(
+                name, help=help, description=help, allow_abbrev=False, **more
+            )
+        )
     return parser
 
 

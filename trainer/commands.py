@@ -15,9 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from trainer import (
-    artifacts, base, config, data, diagnose, encoding, evaluate, fingerprint, plan as plans, process, source, stages,
-    supervisor, watch,
+    artifacts,
+    base,
+    config,
+    data,
+    diagnose,
+    encoding,
+    evaluate,
+    fingerprint,
+    process,
+    source,
+    stages,
+    supervisor,
+    watch,
 )  # fmt: skip
+from trainer import (
+    plan as plans,
+)
 from trainer.cli import request_from
 from trainer.errors import InputError, NotReady
 from trainer.state import Layout, read_stage
@@ -60,7 +74,16 @@ def run(arguments: Arguments, root: Path) -> int:
     submitted = plans.submit(request, layout)
     print("\n".join(submitted["lines"]), end="\n" if submitted["lines"] else "", flush=True)
     if submitted["action"] == "start":
-        command = [sys.executable, "-m", "trainer", "--project-root", str(root), "supervise", "--plan", submitted["plan_id"]]
+        command = [
+            sys.executable,
+            "-m",
+            "trainer",
+            "--project-root",
+            str(root),
+            "supervise",
+            "--plan",
+            submitted["plan_id"],
+        ]
         subprocess.Popen(
             command, cwd=plans.code_root(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True,
@@ -173,7 +196,11 @@ def params(arguments: Arguments, root: Path) -> int:
 
 def _described(item: Any) -> dict[str, Any]:
     meta = item.metadata
-    bounds = [f"{words} {meta[key]:g}" for key, words in (("minimum", ">="), ("above", ">"), ("maximum", "<=")) if meta[key] is not None]
+    bounds = [
+        f"{words} {meta[key]:g}"
+        for key, words in (("minimum", ">="), ("above", ">"), ("maximum", "<="))
+        if meta[key] is not None
+    ]
     return {
         "type": item.type,
         "unit": meta["unit"],
@@ -251,7 +278,9 @@ def check(arguments: Arguments, root: Path) -> int:
     rows = {name: len(data.read_rows(data_root / table.stage(name).data)[0]) for name in plan.stages}
     lines = [str(f) for f in findings] + list(dict.fromkeys(notes))
     if missing:
-        lines.append(f"warning: not installed here: {', '.join(missing)}; install requirements/trainer.txt before training")
+        lines.append(
+            f"warning: not installed here: {', '.join(missing)}; install requirements/trainer.txt before training"
+        )
     errors = [f for f in findings if f.severity == "error"]
     if errors:
         if arguments.json:

@@ -54,9 +54,7 @@ class Parameters:
     )
     model_revision: str = _parameter("main", "branch, tag or commit of the base model on the hub")
     use_modelscope: bool = _parameter(False, "download the base model from ModelScope")
-    enable_thinking: bool = _parameter(
-        False, "Qwen3 think block, the same in training, evaluation and export"
-    )
+    enable_thinking: bool = _parameter(False, "Qwen3 think block, the same in training, evaluation and export")
     use_qlora: bool = _parameter(True, "4-bit nf4 base with double quantisation (QLoRA)")
     compute_dtype: str = _parameter(
         "auto",
@@ -81,14 +79,10 @@ class Parameters:
         "shape of the learning rate over the steps",
         choices=("cosine", "linear", "constant", "constant_with_warmup"),
     )
-    warmup_steps: float = _parameter(
-        0.03, "warm-up: steps, or a share of all steps when below 1", minimum=0.0
-    )
+    warmup_steps: float = _parameter(0.03, "warm-up: steps, or a share of all steps when below 1", minimum=0.0)
     weight_decay: float = _parameter(0.0, "AdamW weight decay", minimum=0.0, maximum=1.0)
     max_grad_norm: float = _parameter(1.0, "gradient clipping; 0: none", minimum=0.0)
-    max_length: int = _parameter(
-        2048, "longest training example; longer rows are refused", unit="tokens", minimum=16
-    )
+    max_length: int = _parameter(2048, "longest training example; longer rows are refused", unit="tokens", minimum=16)
     gradient_checkpointing: bool = _parameter(True, "recompute activations to save memory")
     seed: int = _parameter(42, "seed of every random choice", minimum=0, maximum=2**32 - 1)
     gate_questions: str = _parameter(
@@ -97,15 +91,9 @@ class Parameters:
         scope="evaluation",
         choices=("held_out", "trained"),
     )
-    per_device_eval_batch_size: int = _parameter(
-        16, "questions answered at a time", scope="evaluation", minimum=1
-    )
-    max_new_tokens: int = _parameter(
-        1024, "longest answer", unit="tokens", scope="evaluation", minimum=1
-    )
-    logging_steps: int = _parameter(
-        1, "report the loss every so many steps", unit="steps", scope="runtime", minimum=1
-    )
+    per_device_eval_batch_size: int = _parameter(16, "questions answered at a time", scope="evaluation", minimum=1)
+    max_new_tokens: int = _parameter(1024, "longest answer", unit="tokens", scope="evaluation", minimum=1)
+    logging_steps: int = _parameter(1, "report the loss every so many steps", unit="steps", scope="runtime", minimum=1)
     stage_timeout_seconds: int = _parameter(
         21600, "longest time of one stage", unit="seconds", scope="runtime", minimum=1
     )
@@ -139,14 +127,13 @@ def convert(name: str, value: Any) -> Any:
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"is {_shown(value)}; give a non-empty text")
         result = value.strip()
-    for bound, broken, words in (
-        ("minimum", lambda r, b: r < b, "at least"),
-        ("maximum", lambda r, b: r > b, "at most"),
-        ("above", lambda r, b: r <= b, "more than"),
-    ):
-        limit = meta[bound]
-        if limit is not None and broken(result, limit):
-            raise ValueError(f"is {_shown(value)}; it must be {words} {limit:g}")
+    low, high, above = meta["minimum"], meta["maximum"], meta["above"]
+    if low is not None and result < low:
+        raise ValueError(f"is {_shown(value)}; it must be at least {low:g}")
+    if high is not None and result > high:
+        raise ValueError(f"is {_shown(value)}; it must be at most {high:g}")
+    if above is not None and result <= above:
+        raise ValueError(f"is {_shown(value)}; it must be more than {above:g}")
     if meta["choices"] and result not in meta["choices"]:
         raise ValueError(f"is {_shown(value)}; choose one of {', '.join(meta['choices'])}")
     if name == "model_name_or_path" and result.lower() in _WRONG_MODELS:
@@ -221,9 +208,7 @@ def raise_findings(findings: list[str]) -> None:
         raise InputError(findings[-1] + more, findings[:-1])
 
 
-def overrides_from(
-    variables: Mapping[str, Any], environment: Mapping[str, str], source: str
-) -> dict[str, Override]:
+def overrides_from(variables: Mapping[str, Any], environment: Mapping[str, str], source: str) -> dict[str, Override]:
     """Environment below variables, each checked; InputError names every wrong one at once."""
     merged, findings = environment_overrides(environment)
     found, wrong = checked(variables, source)
@@ -241,7 +226,7 @@ def resolve(
 ) -> tuple[Parameters, dict[str, str]]:
     """The parameters of one stage and the source of each; overrides are {field: {value, source}}."""
     values: dict[str, Any] = {}
-    sources = {name: "default" for name in FIELDS}
+    sources = dict.fromkeys(FIELDS, "default")
     findings: list[str] = []
     for layer, source in (
         (stage_values, f"stage {stage_name}"),
@@ -262,15 +247,9 @@ def resolve(
 
 def by_scope(parameters: Parameters, scope: Scope) -> dict[str, Any]:
     """The values that shape one kind of result, in the order of the fields."""
-    return {
-        name: getattr(parameters, name)
-        for name, item in FIELDS.items()
-        if item.metadata["scope"] == scope
-    }
+    return {name: getattr(parameters, name) for name, item in FIELDS.items() if item.metadata["scope"] == scope}
 
 
 def table(parameters: Parameters, sources: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """{name: {value, source}} as every report shows it."""
-    return {
-        name: {"value": getattr(parameters, name), "source": sources[name]} for name in FIELDS
-    }
+    return {name: {"value": getattr(parameters, name), "source": sources[name]} for name in FIELDS}

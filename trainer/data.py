@@ -66,9 +66,7 @@ def resolve_root(folder: Path) -> Path:
     for root, sign in ((folder, "training"), (folder / "data", "training"), (folder.parent, folder.name)):
         if sign == "training" and (root / sign / "processed").is_dir():
             return root
-    raise InputError(
-        f"the data root {str(folder)!r} holds no training/processed; name the folder that holds training/"
-    )
+    raise InputError(f"the data root {str(folder)!r} holds no training/processed; name the folder that holds training/")
 
 
 def read_rows(path: Path, shown: str = "") -> tuple[list[tuple[int, Row]], list[Finding]]:
@@ -190,7 +188,9 @@ def _check_messages(messages: Any, number: int, faults: _Faults, *, benchmark: b
 def _check_turn(message: Mapping[str, Any], name: str, number: int, faults: _Faults) -> None:
     content, calls = message.get("content"), message.get("tool_calls")
     if calls and message["role"] != "assistant":
-        faults.add(number, f"{name}.tool_calls", f"stands in a turn of {message['role']}", "only the assistant calls tools")
+        faults.add(
+            number, f"{name}.tool_calls", f"stands in a turn of {message['role']}", "only the assistant calls tools"
+        )
     if content is not None and not isinstance(content, str):
         faults.add(number, f"{name}.content", f"is a {type(content).__name__}", "give a text")
     elif not (content or "").strip() and not calls:
@@ -201,17 +201,21 @@ def _check_turn(message: Mapping[str, Any], name: str, number: int, faults: _Fau
     for index, call in enumerate(calls or []):
         function = call.get("function", call) if isinstance(call, dict) else {}
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            faults.add(number, f"{name}.tool_calls[{index}]", "names no function", 'give {"function": {"name", "arguments"}}')
+            faults.add(
+                number, f"{name}.tool_calls[{index}]", "names no function", 'give {"function": {"name", "arguments"}}'
+            )
         elif not isinstance(function.get("arguments", {}), (dict, str)):
-            faults.add(number, f"{name}.tool_calls[{index}].arguments", "is no object", "give an object or its JSON text")
+            faults.add(
+                number, f"{name}.tool_calls[{index}].arguments", "is no object", "give an object or its JSON text"
+            )
 
 
 def _check_expected(row: Row, number: int, faults: _Faults) -> None:
     expected = row.get("expected")
     if expected is None:
         messages = row.get("messages")
-        answered = isinstance(messages, list) and messages and isinstance(messages[-1], dict)
-        if not (answered and messages[-1].get("role") == "assistant"):
+        last = messages[-1] if isinstance(messages, list) and messages else None
+        if not isinstance(last, dict) or last.get("role") != "assistant":
             faults.add(number, "expected", "is missing", "give expected, or end the messages with a reference answer")
         return
     if not isinstance(expected, dict):
@@ -227,7 +231,9 @@ def _check_expected(row: Row, number: int, faults: _Faults) -> None:
     points = expected.get("key_points")
     for index, point in enumerate(points if isinstance(points, list) else []):
         if not _is_key_point(point):
-            faults.add(number, f"expected.key_points[{index}]", f"is {point!r}", "give a text or a list of alternatives")
+            faults.add(
+                number, f"expected.key_points[{index}]", f"is {point!r}", "give a text or a list of alternatives"
+            )
 
 
 def _is_key_point(point: Any) -> bool:

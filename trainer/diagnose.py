@@ -57,10 +57,7 @@ class Signature:
     hides: tuple[str, ...] = ()
 
 
-_SMALLER = (
-    "Run again with `-e trainer_hp_per_device_train_batch_size=1"
-    " -e trainer_hp_gradient_accumulation_steps=16`"
-)
+_SMALLER = "Run again with `-e trainer_hp_per_device_train_batch_size=1 -e trainer_hp_gradient_accumulation_steps=16`"
 _AGAIN = "then run the playbook again: stages that have passed are not repeated."
 _DRIVER = "The driver belongs to the host: take another machine or image, or ask the provider;"
 _MODEL = "`-e trainer_hp_model_name_or_path=…`"
@@ -312,9 +309,7 @@ _PREFIX = re.compile(
     r"|\[(?! *\d+\.\d+\] |ERROR|CRITICAL|FATAL)[^\]\"]{1,60}\]:? *|[a-z_][\w.]* - )*"
 )
 _LEVEL = re.compile(r"(?:(?:error|fatal)(?=:)|\[?(?:ERROR|CRITICAL|FATAL)\b)\]?[ :-]+")
-_CLASS = re.compile(
-    r"(?:[A-Za-z_]\w*\.)*(?:_?[A-Z]\w*(?:Error|Exception|Timeout)|(?<=\.)[A-Z]\w+|gaierror)(?::\s+|$)"
-)
+_CLASS = re.compile(r"(?:[A-Za-z_]\w*\.)*(?:_?[A-Z]\w*(?:Error|Exception|Timeout)|(?<=\.)[A-Z]\w+|gaierror)(?::\s+|$)")
 _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?i)((?:proxy-)?authorization[\"']?\s*[:=]\s*[\"']?)[^\"'\n\r}]+"), r"\1***"),
     (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}"), r"\1 ***"),
@@ -421,9 +416,7 @@ def _symptom(line: str, count: int) -> str:
     return f"{text} (seen {count} times)" if count > 1 else text
 
 
-def _unknown(
-    lines: Sequence[str], signal: int | None, kind: str | None, when: str, phase: str, stage: str
-) -> Issue:
+def _unknown(lines: Sequence[str], signal: int | None, kind: str | None, when: str, phase: str, stage: str) -> Issue:
     """What is said when no signature matched: that it is unknown, with the last lines."""
     errors = [line for line in lines if _error_message(line)[1] is not None]
     ending = [f"signal {signal}"] if signal is not None else []
@@ -447,9 +440,7 @@ def append_issues(folder: Path, issues: Iterable[Issue]) -> None:
     """Append to folder/issues.jsonl (one JSON a line, fsynced) and render ISSUES.md from it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "issues.jsonl"
-    records = [
-        {name: redact(str(text)) for name, text in asdict(issue).items()} for issue in issues
-    ]
+    records = [{name: redact(str(text)) for name, text in asdict(issue).items()} for issue in issues]
     text = encodable("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in records))
     with path.open("ab+") as stream:
         # a line torn by a crash must not swallow the next one

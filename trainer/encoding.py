@@ -87,8 +87,11 @@ def render_prompt(
     """The text before an answer, ended by the opening of the assistant's turn."""
     return str(
         tokenizer.apply_chat_template(
-            normal_messages(messages), tools=tools or None, tokenize=False,
-            add_generation_prompt=True, enable_thinking=enable_thinking,
+            normal_messages(messages),
+            tools=tools or None,
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=enable_thinking,
         )  # fmt: skip
     )
 

@@ -56,6 +56,5 @@ class Interrupted(TrainerError):
 
 # The worker reports failures by name over a pipe; the supervisor turns them back into exit codes.
 KINDS: Mapping[str, type[TrainerError]] = {
-    kind.__name__: kind
-    for kind in (InputError, NotReady, HostUnfit, TrainingFailed, GateMissed, Interrupted)
+    kind.__name__: kind for kind in (InputError, NotReady, HostUnfit, TrainingFailed, GateMissed, Interrupted)
 }

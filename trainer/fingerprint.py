@@ -106,9 +106,7 @@ def training_parts(
     }
 
 
-def evaluation_parts(
-    stage: Stage, table: StageTable, parameters: config.Parameters, data_root: Path
-) -> dict[str, str]:
+def evaluation_parts(stage: Stage, table: StageTable, parameters: config.Parameters, data_root: Path) -> dict[str, str]:
     """The hashes that a score depends on, beside those of the adapter that is scored."""
     files = sorted(table.benchmarks.values()) if stage.benchmarks else []
     return {

@@ -41,9 +41,7 @@ _SENTENCE_END = re.compile(rf"({_FORMULA})|[。；！？!?;]+|\.(?=\s)|\n+", re.
 _COMMA = re.compile(rf"({_FORMULA}|[（(][^（）()\n]*[）)])|，|,(?=\s)", re.DOTALL)
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,}).*?(?:^[ \t]*\1[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^[ \t]*(?:#{1,6}.*|\*\*[^*\n]{1,30}\*\*[ \t]*[:：]?[ \t]*)$", re.MULTILINE)
-_LIST_MARK = re.compile(
-    r"^[ \t]*(?:[-*+•>]|\d{1,2}[.、)）]|[（(]\d{1,2}[)）]|[①-⑳])(?!\d)[ \t]*", re.MULTILINE
-)
+_LIST_MARK = re.compile(r"^[ \t]*(?:[-*+•>]|\d{1,2}[.、)）]|[（(]\d{1,2}[)）]|[①-⑳])(?!\d)[ \t]*", re.MULTILINE)
 _CONNECTIVE = re.compile(
     r"^(?:因此|所以|于是|从而|由此可见|由此|可见|综上所述|综上|总之|首先|其次|再次|然后|接着|最后|另外|此外|同时"
     r"|例如|比如|也就是说|换句话说|注意|但是|不过|然而|而且|并且|即|故|但|而"
@@ -74,9 +72,7 @@ def explicit(values: object) -> list[KeyPoint]:
     if values is None:
         return []
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise ValueError(
-            f"key_points is {values!r}; give a list of strings or of lists of alternatives"
-        )
+        raise ValueError(f"key_points is {values!r}; give a list of strings or of lists of alternatives")
     return [_explicit(value) for value in values]
 
 
@@ -84,16 +80,12 @@ def _explicit(value: object) -> KeyPoint:
     found: list[object] = []
     if isinstance(value, Mapping):
         for part in (value.get("text"), value.get("any"), value.get("alternatives")):
-            found += (
-                list(part) if isinstance(part, (list, tuple)) else [] if part is None else [part]
-            )
+            found += list(part) if isinstance(part, (list, tuple)) else [] if part is None else [part]
     else:
         found = list(value) if isinstance(value, (list, tuple)) else [value]
     texts = tuple(item for item in found if isinstance(item, str) and normal(item))
     if not texts or len(texts) != len(found):
-        raise ValueError(
-            f"key point {value!r} cannot be matched; give text, or a list of alternatives"
-        )
+        raise ValueError(f"key point {value!r} cannot be matched; give text, or a list of alternatives")
     return KeyPoint(texts)
 
 

@@ -93,9 +93,7 @@ _TRANSLATION = {ord(key): value for key, value in _CHARACTERS.items()}
 _TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\\|\s+|.", re.DOTALL)
 _LINE_MARK = re.compile(r"^[ \t]*(?:(?:[-+*•·>]|#{1,6})[ \t]+)+", re.MULTILINE)
 _HTML_SCRIPT = re.compile(r"<(sub|sup)>([^<]{0,80})</\1>", re.IGNORECASE)
-_THINK_BLOCK = re.compile(
-    r"<think(?:ing)?\b[^>]*>.*?</think(?:ing)?\s*>", re.IGNORECASE | re.DOTALL
-)
+_THINK_BLOCK = re.compile(r"<think(?:ing)?\b[^>]*>.*?</think(?:ing)?\s*>", re.IGNORECASE | re.DOTALL)
 _THINK_OPEN = re.compile(r"<think(?:ing)?\b[^>]*>.*\Z", re.IGNORECASE | re.DOTALL)
 _THINK_CLOSE = re.compile(r"\A.*</think(?:ing)?\s*>", re.IGNORECASE | re.DOTALL)
 
@@ -228,9 +226,7 @@ def _unicode(text: str) -> str:
     """NFKC, one character for each punctuation mark and operator; arrows and hats over letters
     dropped."""
     text = unicodedata.normalize("NFKC", text.translate(_TRANSLATION)).translate(_TRANSLATION)
-    plain = re.sub(
-        "[\u0302\u20d0-\u20dc\u20e1\u20e5-\u20f0]", "", unicodedata.normalize("NFD", text)
-    )
+    plain = re.sub("[\u0302\u20d0-\u20dc\u20e1\u20e5-\u20f0]", "", unicodedata.normalize("NFD", text))
     kept = (c for c in plain if c in "\n\t" or unicodedata.category(c) not in ("Cf", "Cc", "Co"))
     return unicodedata.normalize("NFC", "".join(kept))
 

@@ -42,9 +42,7 @@ _ENDED = frozenset({"stop", "eos", "eos_token", "stop_sequence", "end_turn", "to
 _THINK_MARK = re.compile(r"</?think(?:ing)?\b[^>]*>", re.IGNORECASE)
 _TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 _BRACKETED = r"[ \t]*[（(][^（）()\n]*[）)]"
-_PROMPT_LINE = re.compile(
-    r"^[ \t]*(?:[-*+•>]|\d+[.、)）])?[ \t]*(#{2,6}|#(?=[ \t]))([ \t]*)([^#\n]+)$"
-)
+_PROMPT_LINE = re.compile(r"^[ \t]*(?:[-*+•>]|\d+[.、)）])?[ \t]*(#{2,6}|#(?=[ \t]))([ \t]*)([^#\n]+)$")
 _PROMPT_INLINE = re.compile(
     r"(?<![A-Za-z0-9#])(#{2,6}|#(?=[ \t]))([ \t]*)([^\s#/、，。,;；:：|`\"“”'‘’「」『』（()）]+"
     rf"(?:[ \t]+[A-Z][A-Za-z]*)*(?:{_BRACKETED})?)"
@@ -155,10 +153,7 @@ def _section_faults(required: Sequence[Section], text: str) -> list[str]:
     for item in required:
         if places[item] and not any(_has_content(bodies[index]) for index in places[item]):
             faults.append(f"section empty: {item.label}")
-    order = [
-        item.label
-        for item in sorted((s for s in required if places[s]), key=lambda s: places[s][0])
-    ]
+    order = [item.label for item in sorted((s for s in required if places[s]), key=lambda s: places[s][0])]
     if order != [item.label for item in required if places[item]]:
         faults.append("sections out of order: " + " / ".join(order))
     return faults
@@ -177,9 +172,7 @@ def _section_of(heading: re.Match[str], required: Sequence[Section]) -> tuple[Se
 
 
 def _has_content(body: str) -> bool:
-    return any(
-        unicodedata.category(char)[0] in "LN" or unicodedata.category(char) == "Sm" for char in body
-    )
+    return any(unicodedata.category(char)[0] in "LN" or unicodedata.category(char) == "Sm" for char in body)
 
 
 def score(benchmark_rows: Sequence[Row], predictions: Sequence[Row]) -> dict[str, Any]:
@@ -195,9 +188,7 @@ def score(benchmark_rows: Sequence[Row], predictions: Sequence[Row]) -> dict[str
     types = dict.fromkeys(row["type"] for row in scored)
     return {
         "summary": summarise(scored),
-        "by_type": {
-            kind: summarise([row for row in scored if row["type"] == kind]) for kind in types
-        },
+        "by_type": {kind: summarise([row for row in scored if row["type"] == kind]) for kind in types},
         "rows": scored,
         "missing": [row["id"] for key, row in rows.items() if key not in answers],
         "unexpected": [item["id"] for key, item in answers.items() if key not in rows],
@@ -209,9 +200,7 @@ def _by_id(items: Iterable[Row], where: str) -> dict[str, Row]:
     for number, item in enumerate(items, 1):
         key = item.get("id")
         if key is None or key == "":
-            raise ValueError(
-                f"{where}: record {number} has no id; give every record the id of its row"
-            )
+            raise ValueError(f"{where}: record {number} has no id; give every record the id of its row")
         if str(key) in found:
             raise ValueError(f"{where}: id {key} stands there twice; keep one record for each id")
         found[str(key)] = item
@@ -307,17 +296,13 @@ def _text(value: object) -> str:
 
 def is_empty(prediction: Row) -> bool:
     """Whether there is neither text beside think blocks nor a tool call."""
-    return not without_thinking(_text(prediction.get("response"))) and not prediction.get(
-        "tool_calls"
-    )
+    return not without_thinking(_text(prediction.get("response"))) and not prediction.get("tool_calls")
 
 
 def _judge_refusal(wanted: bool, prediction: Row, text: str) -> tuple[float, list[str]]:
     given = prediction.get("refused")
     if given is not None and not isinstance(given, bool):
-        raise ValueError(
-            f"predictions: {prediction['id']}: refused is {given!r}; give true or false"
-        )
+        raise ValueError(f"predictions: {prediction['id']}: refused is {given!r}; give true or false")
     refused = refusal.is_refusal(text) if given is None else given
     if refused == wanted:
         return 1.0, []
@@ -330,9 +315,7 @@ def _judge_citations(wanted: Any, prediction: Row, text: str) -> tuple[float, li
     if given is None:
         body = normal(text)
         lost = [item for item in expected if not contains(normal(_citation(item)), body)]
-        return 1 - len(lost) / len(expected), [
-            f"citation missing: {_citation(item)}" for item in lost
-        ]
+        return 1 - len(lost) / len(expected), [f"citation missing: {_citation(item)}" for item in lost]
     listed = list(dict.fromkeys(_citation(item) for item in _listed(given)))
     lost = [item for item in expected if not any(_cites(item, entry) for entry in listed)]
     invented = [entry for entry in listed if not any(_cites(item, entry) for item in expected)]
@@ -350,9 +333,7 @@ def _listed(value: Any) -> list[Any]:
 def _citation(item: object) -> str:
     if isinstance(item, Mapping):
         keys = ("id", "source", "title", "text", "url")
-        item = next(
-            (item[key] for key in keys if item.get(key)), json.dumps(item, ensure_ascii=False)
-        )
+        item = next((item[key] for key in keys if item.get(key)), json.dumps(item, ensure_ascii=False))
     return str(item)
 
 

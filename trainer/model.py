@@ -71,8 +71,7 @@ def quantisation(dtype: torch.dtype) -> Any:
         kernels.dequantize_4bit(packed, state)
     except Exception as problem:  # missing library, no kernel for this device, broken CUDA set-up
         raise HostUnfit(
-            f"use_qlora needs a bitsandbytes that works, here it fails ({problem}); "
-            "repair it or set use_qlora to false"
+            f"use_qlora needs a bitsandbytes that works, here it fails ({problem}); repair it or set use_qlora to false"
         ) from problem
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -85,15 +84,14 @@ def quantisation(dtype: torch.dtype) -> Any:
 def attach_adapter(base: Base, parameters: Parameters) -> PeftModel:
     """A new LoRA adapter on the base, its weights drawn from the seed."""
     torch.manual_seed(parameters.seed)
-    targets: str | list[str] = parameters.lora_target_modules
-    if targets != "all-linear":
-        targets = [name.strip() for name in targets.split(",") if name.strip()]
+    wanted = parameters.lora_target_modules
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=parameters.lora_r,
         lora_alpha=parameters.lora_alpha,
         lora_dropout=parameters.lora_dropout,
-        target_modules=targets,
+        target_modules=wanted if wanted == "all-linear" else names,
         bias="none",
     )
     try:

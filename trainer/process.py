@@ -35,9 +35,7 @@ def start_time(pid: int) -> str | None:
             return None
         fields = text.rpartition(")")[2].split()  # the name before it may hold anything
         return None if fields[0] in "ZX" else fields[19]
-    found = subprocess.run(
-        ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
-    )
+    found = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return found.stdout.strip() or None
 
 

@@ -23,9 +23,7 @@ OPENING_SENTENCES = 4
 OPENING_CHARACTERS = 320
 
 _FENCE = re.compile(r"(`{3,}|~{3,}).*?(?:\1|\Z)", re.DOTALL)
-_QUOTED = re.compile(
-    r"“[^”]*”|「[^」]*」|『[^』]*』|《[^》]*》|\"[^\"\n]*\"|`[^`\n]*`|^[ \t]*>.*$", re.MULTILINE
-)
+_QUOTED = re.compile(r"“[^”]*”|「[^」]*」|『[^』]*』|《[^》]*》|\"[^\"\n]*\"|`[^`\n]*`|^[ \t]*>.*$", re.MULTILINE)
 _HEADING = re.compile(r"^[ \t]*(?:#{1,6}.*|\*\*[^*\n]{1,20}\*\*[:：]?[ \t]*)$", re.MULTILINE)
 _SENTENCE = re.compile(r"[^。！？!?\n；]*?(?:[。！？!?\n；]|\.(?=\s|$)|$)")
 

@@ -130,11 +130,7 @@ def duration(seconds: float | None) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return (
-        f"{minutes} min {rest:02d} s"
-        if minutes < 60
-        else f"{minutes // 60} h {minutes % 60:02d} min"
-    )
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def label(metric: str) -> str:
@@ -236,9 +232,7 @@ def _evaluation_view(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     name = evaluation["name"]
     by_type = evaluation["result"].get("by_type") or {}
     metrics = [metric for metric in summary if summary[metric].get("n")]
-    failed = [
-        row for row in evaluation["result"]["rows"] if any(v < 1 for v in row["metrics"].values())
-    ]
+    failed = [row for row in evaluation["result"]["rows"] if any(v < 1 for v in row["metrics"].values())]
     return {
         "name": name,
         "heading": name if trained else f"{name} (held-out)",
@@ -253,9 +247,7 @@ def _evaluation_view(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "unexpected": evaluation["result"].get("unexpected") or [],
         "lift": lift_rows(summary, base) if base else [],
         "types_head": ["type", *map(label, metrics)],
-        "types": [
-            [kind, *(score(figures.get(m)) for m in metrics)] for kind, figures in by_type.items()
-        ],
+        "types": [[kind, *(score(figures.get(m)) for m in metrics)] for kind, figures in by_type.items()],
         "failed": [_failed_row(row) for row in failed],
     }
 
@@ -279,9 +271,7 @@ def lift_rows(summary: Mapping[str, Any], base: Mapping[str, Any]) -> list[list[
 
 
 def _failed_row(row: Mapping[str, Any]) -> list[object]:
-    below = [
-        f"{label(metric)} {figure(value)}" for metric, value in row["metrics"].items() if value < 1
-    ]
+    below = [f"{label(metric)} {figure(value)}" for metric, value in row["metrics"].items() if value < 1]
     return [
         row["id"],
         row["type"],
@@ -329,7 +319,7 @@ def _environment() -> Environment:
         finalize=escape,
         trim_blocks=True,
         lstrip_blocks=True,
-        autoescape=False,  # noqa: S701  # `finalize` escapes, for Markdown
+        autoescape=False,  # `finalize` escapes, for Markdown
     )
     environment.globals["table"] = table
     environment.filters["prose"] = prose

@@ -86,7 +86,13 @@ def pack(root: Path, archive: Path) -> dict[str, Any]:
         raise InputError("the source tree changed while it was packed; run it again")
     size = sum((root / name).stat().st_size for name in names)
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-    return {"source_id": source_id(before), "files": len(names), "bytes": size, "archive": str(archive), "sha256": digest}
+    return {
+        "source_id": source_id(before),
+        "files": len(names),
+        "bytes": size,
+        "archive": str(archive),
+        "sha256": digest,
+    }
 
 
 def verify(root: Path, expected: str) -> str:

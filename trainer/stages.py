@@ -78,9 +78,7 @@ class StageTable:
     ) -> tuple[config.Parameters, dict[str, str]]:
         """The parameters of a stage with the source of each value."""
         record = self.stage(stage)
-        return config.resolve(
-            stage, record.parameters, profile, self.profile(profile, stage), overrides
-        )
+        return config.resolve(stage, record.parameters, profile, self.profile(profile, stage), overrides)
 
 
 @cache
@@ -93,10 +91,7 @@ def parse(text: str) -> StageTable:
     """A stage table from YAML text; InputError with all faults when it does not hold together."""
     try:
         raw = yaml.safe_load(text)
-        stages = tuple(
-            Stage(**{**record, "benchmarks": tuple(record["benchmarks"])})
-            for record in raw["stages"]
-        )
+        stages = tuple(Stage(**{**record, "benchmarks": tuple(record["benchmarks"])}) for record in raw["stages"])
         table = StageTable(stages, dict(raw["benchmarks"]), dict(raw.get("profiles") or {}))
     except (yaml.YAMLError, TypeError, KeyError, AttributeError) as problem:
         raise InputError(f"stages.yml cannot be read: {problem}; compare it with the shipped one") from None

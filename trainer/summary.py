@@ -83,9 +83,7 @@ def _stage(root: Path, record: Mapping[str, Any], problems: list[str]) -> dict[s
     unreadable = found is None and (root / f"state/{name}.json").exists()
     return {
         **{key: record.get(key) for key in ("name", "tag", "title", "adapter")},
-        "state": {"status": "unknown", "message": "its state cannot be read"}
-        if unreadable
-        else found,
+        "state": {"status": "unknown", "message": "its state cannot be read"} if unreadable else found,
         "report": report if used else None,
         "note": note,
         "present": (root / "adapter" / adapter / "adapter_model.safetensors").is_file(),
@@ -217,8 +215,7 @@ def _overlaps(one: Mapping[str, Any], other: Mapping[str, Any], names: Sequence[
     found = []
     for name in names:
         first, second = (
-            held_out(stage["report"])[name]["result"]["summary"][KEY_POINTS].get("ci95")
-            for stage in (one, other)
+            held_out(stage["report"])[name]["result"]["summary"][KEY_POINTS].get("ci95") for stage in (one, other)
         )
         if not first or not second or (first[0] <= second[1] and second[0] <= first[1]):
             found.append(name)
@@ -414,9 +411,7 @@ def next_steps(context: Mapping[str, Any]) -> list[str]:
     if not steps and "passed" not in states:
         steps.append("Nothing has passed yet: run `ansible-playbook playbooks/train_all.yml`.")
     if not steps:
-        steps.append(
-            "Read the rows that missed something in the eval reports, then use the adapter."
-        )
+        steps.append("Read the rows that missed something in the eval reports, then use the adapter.")
     return list(dict.fromkeys(steps))
 
 
@@ -428,10 +423,8 @@ def _stage_steps(stage: Mapping[str, Any]) -> list[str]:
         log = found.get("log") or "its log"
         return [f"Stage {name} {status}: follow ISSUES.md and look at {log}, then run {again}."]
     if status == "missed":
-        return [
-            f"Stage {name}: read `Rows that missed something` in eval_report_{name}.md, then add"
-            " rows of the types that fail or train longer (`-e trainer_hp_num_train_epochs=…`)."
-        ]
+        report = f"`Rows that missed something` in eval_report_{name}.md"
+        return [f"Stage {name}: read {report}, then add rows like those, or train longer (num_train_epochs)."]
     if status in ("running", "pending"):
         return ["The plan is not at its end: collect again later with `--tags collect`."]
     if status == "cancelled":

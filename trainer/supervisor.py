@@ -20,14 +20,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from trainer import config, diagnose, fingerprint, plan as plans, process
+from trainer import config, diagnose, fingerprint, process
+from trainer import plan as plans
 from trainer.errors import KINDS, Interrupted, TrainerError
 from trainer.plan import Plan, Step
 from trainer.state import SCHEMA, Layout, append_event, now, read_stage, sync_folder, write_json
 from trainer.worker import fresh_folder
 
 GRACE_SECONDS = 20.0
-PROGRESS_SECONDS = 1.0  # at most one progress event a second: each is fsynced
+PROGRESS_SECONDS = 2.0  # between two progress events: each is fsynced and is a line on a terminal
 LOG_TAIL_LINES = 20
 # Later stages stay closed after these, whatever the gate's mode: there is no result to go on from.
 BROKEN = ("failed", "lost", "cancelled")
@@ -187,7 +188,7 @@ class Supervisor:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise KINDS["TrainingFailed"](
-                        f"stage {name} ran longer than stage_timeout_seconds = {timeout_seconds:g}; raise it or train less"
+                        f"stage {name} ran longer than stage_timeout_seconds = {timeout_seconds:g}; raise it"
                     )
                 if not selector.select(min(left, 1.0)):
                     continue
@@ -212,9 +213,7 @@ class Supervisor:
             final = report.get("step") == report.get("steps") and report.get("answered") == report.get("rows")
             if not final and time.monotonic() - last_progress < PROGRESS_SECONDS:
                 return last_progress
-            append_event(
-                self.layout, "progress", plan_id=self.plan.plan_id, stage=name, **report, **gpu_load()
-            )
+            append_event(self.layout, "progress", plan_id=self.plan.plan_id, stage=name, **report, **gpu_load())
             return time.monotonic()
         else:
             append_event(self.layout, event, plan_id=self.plan.plan_id, stage=name, **report)
@@ -224,7 +223,9 @@ class Supervisor:
         """Put the new adapter in the place of the old one and write the stage's end."""
         name = step.stage.name
         if fingerprint.of_adapter(folder) != result["fingerprint"]["adapter"]:
-            raise KINDS["TrainingFailed"](f"the adapter of stage {name} changed on disk after it was written; run it again")
+            raise KINDS["TrainingFailed"](
+                f"the adapter of stage {name} changed on disk after it was written; run it again"
+            )
         publish(folder, self.layout.adapters / step.stage.adapter)
         gate = result["gate"]
         status = "passed" if gate["passed"] else "missed"
@@ -244,7 +245,9 @@ class Supervisor:
         )  # fmt: skip
         return status
 
-    def fail(self, name: str, log: Path, status: str, kind: str, message: str, code: int, exit_signal: int | None = None) -> str:
+    def fail(
+        self, name: str, log: Path, status: str, kind: str, message: str, code: int, exit_signal: int | None = None
+    ) -> str:
         """Write down a stage that broke, with the last lines of its log and what is known about the cause."""
         text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
         tail = text.splitlines()[-LOG_TAIL_LINES:]
@@ -252,7 +255,7 @@ class Supervisor:
         if status != "cancelled":
             issues = [
                 diagnose.Issue(**{**asdict(issue), "time": now(), "phase": state.get("phase") or "", "stage": name})
-                for issue in diagnose.diagnose(f"{text}\n{message}", exit_signal=exit_signal, error_kind=kind)
+                for issue in diagnose.diagnose(f"{text}\nerror: {message}", exit_signal=exit_signal, error_kind=kind)
             ]
             diagnose.append_issues(self.layout.logs, issues)
         error = {"kind": kind, "message": message, "log_tail": tail}
@@ -261,7 +264,14 @@ class Supervisor:
 
     def end_stage(self, name: str, status: str, message: str, code: int, **more: Any) -> None:
         """The end of a stage in its state, in the events and among the plan's outcomes."""
-        changes: dict[str, Any] = {"status": status, "phase": "", "ended_at": now(), "exit_code": code, "message": message, **more}
+        changes: dict[str, Any] = {
+            "status": status,
+            "phase": "",
+            "ended_at": now(),
+            "exit_code": code,
+            "message": message,
+            **more,
+        }
         event = "stage ended"
         if status in ("closed", "skipped"):  # never started in this plan: a state of its own
             event = "stage started"
@@ -280,9 +290,7 @@ class Supervisor:
     def set_stage(self, event: str, name: str, details: dict[str, Any] | None = None, **changes: Any) -> None:
         """Change a stage's state: first the event (the log can rebuild the states), then the file."""
         changes["updated_at"] = now()
-        append_event(
-            self.layout, event, plan_id=self.plan.plan_id, stage=name, state=changes, **(details or {})
-        )
+        append_event(self.layout, event, plan_id=self.plan.plan_id, stage=name, state=changes, **(details or {}))
         known = {} if event == "stage started" else read_stage(self.layout, name) or {}
         write_json(self.layout.stage(name), {**known, **changes})
 
@@ -412,7 +420,10 @@ def cancel(layout: Layout) -> list[str]:
         if record["status"] == "running":
             mark_lost(layout)
             return [f"plan {record['plan_id']} was lost already: its state says so now"]
-        outcomes = {name: {"status": "cancelled", "message": "cancelled before it began", "exit_code": 7} for name in record["stages"]}
+        outcomes = {
+            name: {"status": "cancelled", "message": "cancelled before it began", "exit_code": 7}
+            for name in record["stages"]
+        }
         write_json(layout.plan, {**record, "status": "ended", "ended_at": now(), "outcomes": outcomes})
         append_event(layout, "plan ended", plan_id=record["plan_id"], exit_code=7, message="cancelled before it began")
         return [f"plan {record['plan_id']} was cancelled before it began"]

@@ -99,9 +99,7 @@ def train(
 ) -> dict[str, Any]:
     """Train the adapter in place; returns steps, epochs, examples, trained tokens, losses and seconds."""
     set_seed(parameters.seed)
-    dataset = Dataset.from_dict(
-        {"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]}
-    )
+    dataset = Dataset.from_dict({"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]})
     progress = Progress(report)
     trainer = SFTTrainer(
         model=adapted,

@@ -45,10 +45,10 @@ def _result(layout: Layout, plan_id: str, stage: str) -> dict[str, Any] | None:
     if outcome is None and record["status"] == "running" and not is_locked(layout.lock):
         mark_lost(layout)
         outcome = (plans.read_record(layout) or record)["outcomes"].get(stage)
-    if outcome is None and record["status"] == "submitted" and _age_seconds(record) > START_SECONDS:
-        if not is_locked(layout.lock):
-            message = f"the supervisor of plan {plan_id} did not start; run the playbook again"
-            outcome = {"status": "lost", "message": message, "exit_code": 7}
+    never_started = record["status"] == "submitted" and _age_seconds(record) > START_SECONDS
+    if outcome is None and never_started and not is_locked(layout.lock):
+        message = f"the supervisor of plan {plan_id} did not start; run the playbook again"
+        outcome = {"status": "lost", "message": message, "exit_code": 7}
     if outcome is None and record["status"] == "ended":
         outcome = {"status": "lost", "message": f"plan {plan_id} ended without stage {stage}", "exit_code": 7}
     return None if outcome is None else {"stage": stage, **outcome}
@@ -76,9 +76,9 @@ def lines_of(events: list[Event]) -> list[str]:
     lines: list[str] = []
     for position, event in enumerate(events):
         following = events[position + 1] if position + 1 < len(events) else {}
-        if event["event"] == "progress" and following.get("event") == "progress":
-            if ("step" in event) == ("step" in following):
-                continue
+        both = event["event"] == following.get("event") == "progress"
+        if both and ("step" in event) == ("step" in following):
+            continue
         text = line_of(event)
         if text:
             lines.append(f"{event['stage']:<{NAME_WIDTH}}{text}")

@@ -172,15 +172,13 @@ class Worker:
         self.report("phase", phase="evaluating", rows=sum(len(item.rows) for item in sets))
         evaluations: list[dict[str, Any]] = []
         times = {"generate_seconds": 0.0, "score_seconds": 0.0}
-        for item in sets:
-            found, spent = evaluate.evaluate([item], asked(item.name))
+        for questions in sets:
+            found, spent = evaluate.evaluate([questions], asked(questions.name))
             evaluations += found
             times = {name: round(times[name] + spent[name], 3) for name in times}
         started = time.monotonic()
         with adapted.disable_adapter():
-            scores = evaluate.base_scores(
-                sets, asked("base model"), self.layout.cache, base_hash, parameters
-            )
+            scores = evaluate.base_scores(sets, asked("base model"), self.layout.cache, base_hash, parameters)
         times["base_seconds"] = round(time.monotonic() - started, 3)
         for item, score in zip(evaluations, scores, strict=True):
             item["base"] = score
@@ -231,7 +229,7 @@ def environment(job: Job, parameters: config.Parameters) -> dict[str, Any]:
     """What the result was made with: versions, device, base, code."""
     import torch
 
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)
