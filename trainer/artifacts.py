@@ -7,6 +7,7 @@ us into a fresh private folder, compared with the manifest both ways, then put i
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import tarfile
 import tempfile
 from dataclasses import asdict
 from datetime import datetime, timezone
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from trainer import diagnose, fingerprint, stages, summary
@@ -32,8 +33,9 @@ def collect(layout: Layout) -> dict[str, Any]:
     files = _run_files(layout)
     text = _manifest({name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
     runs = sorted(p for p in layout.runs.glob("run_*") if p.is_dir())
-    if not runs or _read(runs[-1] / MANIFEST) != text:
-        runs.append(_write_run(layout, files, text))
+    wanted = {**files, MANIFEST: text.encode()}
+    if not runs or any(_bytes(runs[-1] / name) != content for name, content in wanted.items()):
+        runs.append(_write_run(layout, wanted))
     listed = _export_files(layout, runs[-1].name)
     hashes = {name: fingerprint.of_file(layout.outputs / name) for name in listed}
     size = sum((layout.outputs / name).stat().st_size for name in listed)
@@ -72,16 +74,12 @@ def _bytes(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
 
 
-def _read(path: Path) -> str:
-    return _bytes(path).decode("utf-8", "replace")
-
-
 def _manifest(hashes: dict[str, str]) -> str:
     """A manifest as sha256sum reads it."""
     return "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes))
 
 
-def _write_run(layout: Layout, files: dict[str, bytes], manifest: str) -> Path:
+def _write_run(layout: Layout, files: dict[str, bytes]) -> Path:
     stamp = f"{datetime.now(timezone.utc):%Y%m%d_%H%M%S}"
     target = layout.runs / f"run_{stamp}"
     number = 1
@@ -91,7 +89,7 @@ def _write_run(layout: Layout, files: dict[str, bytes], manifest: str) -> Path:
     layout.runs.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=layout.runs))
     try:
-        for name, content in {**files, MANIFEST: manifest.encode()}.items():
+        for name, content in files.items():
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
             (fresh / name).write_bytes(content)
         fresh.chmod(0o755)
@@ -144,7 +142,8 @@ def _add(tar: tarfile.TarFile, name: str, size: int, stream: IO[bytes]) -> None:
 def receive(archive: Path, sha256: str, output_dir: Path) -> dict[str, Any]:
     """Verify an archive from a host and publish it below `output_dir`; nothing there is touched before.
 
-    Interrupted (exit code 7) when the archive, a member or the manifest does not hold.
+    Interrupted (exit code 7) when the archive, a member or the manifest does not hold, InputError when
+    `output_dir` is a folder of outputs that is trained in.
     """
     found = fingerprint.of_file(archive)
     if found != sha256:
@@ -153,15 +152,28 @@ def receive(archive: Path, sha256: str, output_dir: Path) -> dict[str, Any]:
     fresh = Path(tempfile.mkdtemp(prefix=".incoming-", dir=output_dir))  # 0700
     try:
         manifest = _unpack(archive, fresh)
-        for name in sorted({unit_of(path) for path in manifest}):
-            _put(fresh / name, output_dir / name)
+        export_id = hashlib.sha256(_manifest(manifest).encode()).hexdigest()
+        lines = closing_lines(fresh, manifest, output_dir)
+        if is_trained_in(output_dir):
+            if not _is_there(output_dir, manifest):
+                raise InputError(f"a host trains in {output_dir} itself; name another folder for what comes home")
+            return {"export_id": export_id, "lines": lines}  # the host's own outputs: they are home already
+        _publish(fresh, output_dir, sorted({unit_of(path) for path in manifest}))
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    export_id = hashlib.sha256(_manifest(manifest).encode()).hexdigest()
-    lines = closing_lines(output_dir, manifest)
     record = {"schema": 1, "export_id": export_id, "files": manifest, "lines": lines}
     write_json(output_dir / COLLECTED, record)
     return {"export_id": export_id, "lines": lines}
+
+
+def is_trained_in(outputs: Path) -> bool:
+    """Whether a folder of outputs is a host's own: it has a supervisor's lock, which never comes home."""
+    return (outputs / "state" / "supervisor.lock").exists() and not (outputs / COLLECTED).exists()
+
+
+def _is_there(outputs: Path, manifest: dict[str, str]) -> bool:
+    paths = ((outputs / name, expected) for name, expected in manifest.items())
+    return all(path.is_file() and fingerprint.of_file(path) == expected for path, expected in paths)
 
 
 def _unpack(archive: Path, fresh: Path) -> dict[str, str]:
@@ -171,7 +183,8 @@ def _unpack(archive: Path, fresh: Path) -> dict[str, str]:
     try:
         with tarfile.open(archive, "r:") as tar:
             for member in tar:
-                stream = tar.extractfile(member) if member.isreg() else None
+                plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
+                stream = tar.extractfile(member) if plain else None
                 if stream is None:
                     raise Interrupted(f"{member.name!r} in the archive is not a regular file; nothing was taken over")
                 if not manifest:
@@ -195,11 +208,15 @@ def _parse_manifest(member: tarfile.TarInfo, stream: IO[bytes]) -> dict[str, str
     if member.name != MANIFEST:
         raise Interrupted(f"the archive begins with {member.name!r}, not with {MANIFEST}; nothing was taken over")
     manifest: dict[str, str] = {}
-    for number, line in enumerate(stream.read().decode("ascii", "replace").splitlines(), start=1):
+    text = stream.read().decode("ascii", "replace")
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         match = _LINE.fullmatch(line)
-        if not match or not _NAME.fullmatch(match[2]) or match[2] in manifest:
+        folders = {path.as_posix() for path in PurePosixPath(match[2]).parents} if match else set()
+        if not match or not _NAME.fullmatch(match[2]) or match[2] in manifest or not folders.isdisjoint(manifest):
             raise Interrupted(f"line {number} of the archive's manifest is {line[:80]!r}; nothing was taken over")
         manifest[match[2]] = match[1]
+    if _manifest(manifest) != text:
+        raise Interrupted("the archive's manifest is not as it was written; nothing was taken over")
     return manifest
 
 
@@ -223,26 +240,50 @@ def unit_of(path: str) -> str:
     return "/".join(parts[:2]) if parts[0] in ("adapter", "training_sync") else path
 
 
-def _put(new: Path, place: Path) -> None:
-    """Rename `new` into place; what was there is removed only after that."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    old = place.with_name(f".{place.name}.old")
-    if place.is_dir() and not place.is_symlink():
-        shutil.rmtree(old, ignore_errors=True)
-        place.rename(old)
-    os.replace(new, place)
-    shutil.rmtree(old, ignore_errors=True)
-    sync_folder(place.parent)
+def _publish(fresh: Path, output_dir: Path, names: list[str]) -> None:
+    """Rename everything into place; what was there comes back when one of the renames fails."""
+    moved: list[tuple[Path, Path, bool]] = []
+    try:
+        for name in names:
+            place = output_dir / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            old = place.with_name(f".{place.name}.old")
+            _remove(old)
+            there = os.path.lexists(place)
+            moved.append((place, old, there))
+            if there:
+                place.rename(old)
+            os.replace(fresh / name, place)
+    except BaseException:
+        for place, old, there in reversed(moved):
+            if not there or os.path.lexists(old):
+                _remove(place)
+            if os.path.lexists(old):
+                old.rename(place)
+        raise
+    for place, old, _ in moved:
+        sync_folder(place.parent)
+        _remove(old)
 
 
-def closing_lines(output_dir: Path, manifest: dict[str, str]) -> list[str]:
-    """Where the summary, the adapters and the best model are, as the last lines of a run."""
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def closing_lines(outputs: Path, manifest: dict[str, str], shown: Path) -> list[str]:
+    """Where the summary, the adapters and the best model are, as the last lines of a run; `shown` is their folder.
+
+    Only what came with this export counts, not what an earlier host left in the same place.
+    """
     records = [asdict(stage) for stage in stages.load().stages]
-    context = summary.collect_context(output_dir.parent, records, outputs=output_dir)
+    context = summary.collect_context(outputs.parent, records, outputs=outputs)
     runs = sorted({unit_of(name) for name in manifest if name.startswith("training_sync/")})
     if runs:
         context["run"] = runs[-1].split("/")[1]
-    return summary.closing_lines(context, str(output_dir))
+    return summary.closing_lines(context, str(shown))
 
 
 def imported(output_dir: Path) -> dict[str, Any]:
@@ -250,15 +291,11 @@ def imported(output_dir: Path) -> dict[str, Any]:
     record = read_json(output_dir / COLLECTED)
     if record is None:
         return {"export_id": "", "lines": []}
-    for name, expected in record["files"].items():
-        path = output_dir / name
-        if not path.is_file() or fingerprint.of_file(path) != expected:
-            return {"export_id": "", "lines": []}
+    if not _is_there(output_dir, record["files"]):
+        return {"export_id": "", "lines": []}
     return {"export_id": record["export_id"], "lines": record["lines"]}
 
 
 def write_score(path: Path, result: dict[str, Any]) -> None:
     """A score result as JSON for `trainer score`."""
-    import json
-
     write_text(path, json.dumps(result, ensure_ascii=False, indent=1) + "\n")

@@ -44,6 +44,9 @@ class Recipe:
     # Wider than Qwen3's 0.02: with tied embeddings of that size no logit of a 256-wide model can grow beyond
     # about 5, so a frozen head could never be sure of a token, however well an adapter is trained.
     initializer_range: float = 0.06
+    # The scale that the last norm starts with (1 in Qwen3), for the same reason: LoRA leaves norms and head alone.
+    # Measured on the 12 writing rows, 60 updates of rank 16: loss 0.01 with 4, 0.15 with 1.
+    final_norm_scale: float = 4.0
     block_tokens: int = 128
     batch_size: int = 4
     steps: int = 200
@@ -52,9 +55,9 @@ class Recipe:
 
 
 def corpus_files(corpus: Path) -> list[Path]:
-    """The course texts (*.md, *.txt) in name order; InputError when there is none."""
+    """The course texts (*.md, *.txt) in name order; InputError when there is none, or only empty ones."""
     found = sorted(p for p in corpus.glob("*") if p.suffix in (".md", ".txt") and p.is_file())
-    if not found:
+    if not any(path.read_bytes().strip() for path in found):
         raise InputError(f"no course text in {corpus}; put .md or .txt files there to build the embedded base")
     return found
 
@@ -79,7 +82,7 @@ def is_complete(folder: Path) -> bool:
     """Whether the folder holds a base whose files are those written at the end of its build."""
     try:
         listed = json.loads((folder / "base.json").read_text(encoding="utf-8"))["files"]
-        return all(_sha256(folder / name) == expected for name, expected in listed.items())
+        return bool(listed) and all(_sha256(folder / name) == expected for name, expected in listed.items())
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -159,6 +162,7 @@ def pretrain(
 
     with _seeded(recipe.seed):
         model = Qwen3ForCausalLM(Qwen3Config(**_architecture(recipe, tokenizer)))
+        torch.nn.init.constant_(model.model.norm.weight, recipe.final_norm_scale)
         ids = torch.tensor(tokenizer.backend_tokenizer.encode("\n\n".join(texts)).ids)
         optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -185,7 +189,7 @@ def pretrain(
 
 def _architecture(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     sizes = asdict(recipe)
-    for training_only in ("block_tokens", "batch_size", "steps", "learning_rate", "seed"):
+    for training_only in ("final_norm_scale", "block_tokens", "batch_size", "steps", "learning_rate", "seed"):
         del sizes[training_only]
     return {
         **sizes,

@@ -133,15 +133,23 @@ def _add_inner(add: Add) -> None:
 
 
 def request_from(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The request that the options or the JSON input describe; the environment counts below both."""
+    """The request that the options describe over the environment, or the one that the JSON input holds.
+
+    The environment was read where such an input was made: on the controller, not on the host.
+    """
     if arguments.input:
-        text = sys.stdin.read() if arguments.input == "-" else Path(arguments.input).read_text(encoding="utf-8")
+        beside = [name for name in ("set", "stages", "profile", "skip_sample") if getattr(arguments, name)]
+        if beside:
+            raise InputError(f"--{beside[0].replace('_', '-')} beside --input; say it in the input")
         try:
+            text = sys.stdin.read() if arguments.input == "-" else Path(arguments.input).read_text(encoding="utf-8")
             request = json.loads(text)
-        except ValueError as problem:
+        except (ValueError, RecursionError) as problem:
             raise InputError(f"the input is no JSON ({problem}); give one object") from None
         if not isinstance(request, dict):
             raise InputError(f"the input is a {type(request).__name__}; give one JSON object")
+        if arguments.data_root:
+            request["data_root"] = str(Path(arguments.data_root).resolve())
         return request
     pairs = [item.partition("=") for item in arguments.set]
     config.raise_findings([f"--set {name!r} has no value; write NAME=VALUE" for name, sign, _ in pairs if not sign])

@@ -37,6 +37,7 @@ from trainer.errors import InputError, NotReady
 from trainer.state import Layout, read_stage
 
 Arguments = argparse.Namespace
+PARAMETERS = "parameters"  # the place of a finding that is in no file
 REQUIRED_PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "tokenizers", "safetensors")
 
 
@@ -93,7 +94,7 @@ def run(arguments: Arguments, root: Path) -> int:
 
 
 def _watch_all(layout: Layout, plan_id: str, names: list[str]) -> int:
-    codes: list[int] = []
+    results: list[dict[str, Any]] = []
     try:
         for name in names:
             cursor, more = 0, True
@@ -102,15 +103,17 @@ def _watch_all(layout: Layout, plan_id: str, names: list[str]) -> int:
                 cursor, more = news["cursor"], news["more"]
                 if news["lines"]:
                     print("\n".join(news["lines"]), flush=True)
-            codes.append(news["result"]["exit_code"])
-            if codes[-1] and codes[-1] != 3:
-                print(f"error: {news['result']['message']}", file=sys.stderr)
+            results.append(news["result"])
     except KeyboardInterrupt:
         here = f"python -m trainer --project-root {layout.root}"
         print(f"\ndetached: plan {plan_id} goes on\n  watch it:  {here} watch\n  look:      {here} status\n"
-              f"  end it:    {here} cancel", file=sys.stderr)  # fmt: skip
+              f"  end it:    {here} cancel\nerror: detached before the plan's end", file=sys.stderr)  # fmt: skip
         return 7
-    return next((code for code in codes if code), 0)
+    first = next((result for result in results if result["exit_code"]), None)
+    if first is None:
+        return 0
+    print(f"error: {first['message']}", file=sys.stderr)
+    return int(first["exit_code"])
 
 
 def follow(arguments: Arguments, root: Path) -> int:
@@ -118,10 +121,13 @@ def follow(arguments: Arguments, root: Path) -> int:
     record = plans.read_record(layout)
     plan_id = arguments.plan or (record["plan_id"] if record else "")
     if not plan_id:
-        raise InputError(f"no plan was ever submitted in {root}; start one with `run`")
+        raise InputError(f"no plan was ever submitted in {root}; start one with `run`, or name another --project-root")
+    if arguments.json and not arguments.stage:
+        raise InputError("watch --json follows one stage; name it with --stage")
+    name = stages.load().stage(arguments.stage).name if arguments.stage else ""
     if not arguments.json:
-        return _watch_all(layout, plan_id, [arguments.stage] if arguments.stage else (record or {})["stages"])
-    name = stages.load().stage(arguments.stage).name
+        names = record["stages"] if record else stages.load().names
+        return _watch_all(layout, plan_id, [name] if name else names)
     print(json.dumps(watch.follow(layout, plan_id, name, arguments.after, arguments.wait_seconds), ensure_ascii=False))
     return 0
 
@@ -171,7 +177,10 @@ def params(arguments: Arguments, root: Path) -> int:
         request = request_from(arguments)
         stray = [name for name in request if name not in ("profile", "overrides")]
         config.raise_findings([f"the input has no field {name!r}" for name in stray])
-        overrides = config.overrides_from(request.get("overrides") or {}, os.environ, "variable trainer_hp_{name}")
+        given = request.get("overrides") or {}
+        if not isinstance(given, dict):
+            raise InputError(f"the input's overrides are {given!r}; give an object of parameters")
+        overrides = config.overrides_from(given, os.environ, "variable trainer_hp_{name}")
         for name in stages.load().names:
             stages.load().resolve(name, str(request.get("profile") or ""), overrides)
         print(json.dumps({"overrides": overrides}, ensure_ascii=False))
@@ -197,7 +206,7 @@ def params(arguments: Arguments, root: Path) -> int:
 def _described(item: Any) -> dict[str, Any]:
     meta = item.metadata
     bounds = [
-        f"{words} {meta[key]:g}"
+        f"{words} {config.shown_limit(meta[key])}"
         for key, words in (("minimum", ">="), ("above", ">"), ("maximum", "<="))
         if meta[key] is not None
     ]
@@ -268,8 +277,8 @@ def check(arguments: Arguments, root: Path) -> int:
         stage = table.stage(name)
         parameters, _ = table.resolve(name, plan.profile, plan.overrides)
         findings += data.check_stage(data_root, table, stage)
-        fingerprint.of_base(parameters, layout, plans.corpus())
-        if not any(f.severity == "error" and f.file == stage.data for f in findings):
+        findings += _check_base(parameters, layout)
+        if not any(f.severity == "error" and f.file in (stage.data, PARAMETERS) for f in findings):
             more, note = _check_lengths(layout, stage, parameters, data_root)
             findings += more
             notes += [note] if note else []
@@ -285,11 +294,23 @@ def check(arguments: Arguments, root: Path) -> int:
     if errors:
         if arguments.json:
             print(json.dumps({"lines": lines, "findings": [f.as_dict() for f in findings]}, ensure_ascii=False))
+        if all(f.file == PARAMETERS for f in errors):
+            raise InputError(f"{errors[0].problem}; {errors[0].remedy}", map(str, errors[1:]))
         data.raise_errors(findings)
     counted = ", ".join(f"{name} {count}" for name, count in rows.items())
     lines.append(f"data is sound: {counted} rows; python {platform.python_version()}")
     answer(arguments, {"lines": lines, "findings": [f.as_dict() for f in findings]})
     return 0
+
+
+def _check_base(parameters: config.Parameters, layout: Layout) -> list[data.Finding]:
+    """A finding when the base model is named as a folder that is none, or its corpus is missing."""
+    try:
+        fingerprint.of_base(parameters, layout, plans.corpus())
+    except InputError as problem:
+        sentence, _, remedy = str(problem).partition("; ")
+        return [data.Finding("error", PARAMETERS, 0, "model_name_or_path", sentence, remedy)]
+    return []
 
 
 def _missing_packages() -> list[str]:

@@ -115,6 +115,11 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def shown_limit(value: float) -> str:
+    """A limit as people write it: `0.9`, `4294967295`."""
+    return f"{value:.15g}"
+
+
 def convert(name: str, value: Any) -> Any:
     """`value` (typed or a string) in the field's type; ValueError with what is wrong and what to do."""
     item = FIELDS[name]
@@ -129,11 +134,11 @@ def convert(name: str, value: Any) -> Any:
         result = value.strip()
     low, high, above = meta["minimum"], meta["maximum"], meta["above"]
     if low is not None and result < low:
-        raise ValueError(f"is {_shown(value)}; it must be at least {low:g}")
+        raise ValueError(f"is {_shown(value)}; it must be at least {shown_limit(low)}")
     if high is not None and result > high:
-        raise ValueError(f"is {_shown(value)}; it must be at most {high:g}")
+        raise ValueError(f"is {_shown(value)}; it must be at most {shown_limit(high)}")
     if above is not None and result <= above:
-        raise ValueError(f"is {_shown(value)}; it must be more than {above:g}")
+        raise ValueError(f"is {_shown(value)}; it must be more than {shown_limit(above)}")
     if meta["choices"] and result not in meta["choices"]:
         raise ValueError(f"is {_shown(value)}; choose one of {', '.join(meta['choices'])}")
     if name == "model_name_or_path" and result.lower() in _WRONG_MODELS:
@@ -161,7 +166,7 @@ def _to_number(value: Any, *, whole: bool) -> int | float:
         if whole and isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
             return int(value)
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # a whole number beyond every float
         raise ValueError(f"is {_shown(value)}; give {words}") from None
     if not math.isfinite(number) or (whole and number != int(number)):
         raise ValueError(f"is {_shown(value)}; give {words}")
@@ -179,13 +184,15 @@ def checked(values: Mapping[str, Any], source: str) -> tuple[dict[str, Override]
     good: dict[str, Override] = {}
     findings: list[str] = []
     for name, value in values.items():
+        here = source.replace("{name}", str(name))  # no format(): sources and names come from outside
         if name not in FIELDS:
-            findings.append(f"{source.format(name=name)}: there is no parameter {name!r}{suggestion(name, FIELDS)}")
+            findings.append(f"{here}: there is no parameter {name!r}{suggestion(str(name), FIELDS)}")
             continue
         try:
-            good[name] = {"value": convert(name, value), "source": source.format(name=name)}
+            good[name] = {"value": convert(name, value), "source": here}
         except ValueError as problem:
-            findings.append(f"{source.format(name=name)} {problem}")
+            named = here if name in here.lower() else f"{here}: {name}"  # a stage or a profile sets many
+            findings.append(f"{named} {problem}")
     return good, findings
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer import config
+from trainer import config, keypoints
 from trainer.errors import InputError
 from trainer.stages import Stage, StageTable
 
@@ -83,9 +83,12 @@ def read_rows(path: Path, shown: str = "") -> tuple[list[tuple[int, Row]], list[
             continue
         try:
             row = json.loads(line.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
+            json.dumps(row, ensure_ascii=False).encode("utf-8")
         except UnicodeDecodeError as problem:
             faults.add(number, "", f"is not UTF-8 (byte {problem.start})", "save the file as UTF-8")
-        except ValueError as problem:
+        except UnicodeEncodeError:
+            faults.add(number, "", "holds half of a surrogate pair", "write the whole character")
+        except (ValueError, RecursionError) as problem:
             faults.add(number, "", f"broken JSON ({problem})", "write one JSON object a line")
         else:
             if isinstance(row, dict):
@@ -237,16 +240,17 @@ def _check_expected(row: Row, number: int, faults: _Faults) -> None:
 
 
 def _is_key_point(point: Any) -> bool:
-    if isinstance(point, dict):
-        point = point.get("any") or [point.get("text"), *point.get("alternatives", [])]
-    texts = point if isinstance(point, list) else [point]
-    return bool(texts) and all(isinstance(text, str) and text.strip() for text in texts)
+    """Whether the scoring could hold an answer against it: one rule, kept there."""
+    try:
+        return bool(keypoints.explicit([point]))
+    except ValueError:
+        return False
 
 
 def question(row: Row) -> str:
     """The last user turn of a row, or its query."""
-    users = [m for m in row.get("messages") or [] if isinstance(m, dict) and m.get("role") == "user"]
-    return str(users[-1].get("content") or "") if users else str(row.get("query") or "")
+    users = list(_user_turns(row))
+    return users[-1] if users else str(row.get("query") or "")
 
 
 def leakage(training: Iterable[Row], benchmark: Iterable[Row]) -> list[tuple[str, str, str]]:
@@ -267,7 +271,8 @@ def leakage(training: Iterable[Row], benchmark: Iterable[Row]) -> list[tuple[str
 
 
 def _user_turns(row: Row) -> Iterator[str]:
-    for message in row.get("messages") or []:
+    messages = row.get("messages")
+    for message in messages if isinstance(messages, list) else []:  # faulty rows are compared too
         if isinstance(message, dict) and message.get("role") == "user":
             yield str(message.get("content") or "")
 

@@ -46,7 +46,7 @@ def load_tokenizer(path: str, *, revision: str | None = None, local_only: bool =
             trust_remote_code=False,
         )  # fmt: skip
     except (OSError, ValueError) as problem:
-        raise InputError(f"no tokenizer could be loaded from {path!r}: {_first_line(problem)}") from None
+        raise InputError(f"no tokenizer could be loaded from {path!r}: {first_line(problem)}") from None
     if not tokenizer.chat_template:
         raise InputError(f"the tokenizer of {path!r} has no chat template; use an instruction-tuned model")
     if tokenizer.pad_token_id is None:
@@ -54,7 +54,8 @@ def load_tokenizer(path: str, *, revision: str | None = None, local_only: bool =
     return tokenizer
 
 
-def _first_line(problem: Exception) -> str:
+def first_line(problem: Exception) -> str:
+    """The first line of an exception's text, or its name where it has none: fit for a sentence."""
     return str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
 
 
@@ -151,7 +152,7 @@ def encode(
             found = encode_row(row, tokenizer, enable_thinking=enable_thinking)
         except Exception as problem:  # a template raises whatever its author chose
             findings.append(
-                Finding("error", file, number, "messages", f"the chat template refuses it ({_first_line(problem)})",
+                Finding("error", file, number, "messages", f"the chat template refuses it ({first_line(problem)})",
                         "change the turns or the base model")
             )  # fmt: skip
             continue

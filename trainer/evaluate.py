@@ -16,6 +16,7 @@ from trainer import fingerprint, metrics
 from trainer.config import Parameters, by_scope
 from trainer.data import Row, leakage, load_rows, question
 from trainer.errors import InputError
+from trainer.records import RecordError, by_id
 from trainer.stages import Stage, StageTable, judge
 from trainer.state import read_json, write_json
 
@@ -142,13 +143,40 @@ def gate(stage: Stage, parameters: Parameters, evaluations: Sequence[dict[str, A
 
 
 def score_files(benchmark: Path, predictions: Path) -> dict[str, Any]:
-    """The score result of two JSONL files; InputError for files or ids that do not fit."""
+    """The score result of two JSONL files; InputError for files or ids that do not fit.
+
+    `predictions_<stage>.jsonl` holds the answers to several question sets, each row with its `set`, and two
+    sets may use one id. Of such a file only the rows of one set are scored: the one that holds every id of
+    the benchmark. When no set does, or more than one, nothing is scored.
+    """
     rows = load_rows(benchmark)
     answers = load_rows(predictions)
     try:
-        return metrics.score(rows, answers)
-    except ValueError as problem:
-        raise InputError(f"{predictions}: {problem}") from None
+        ids = set(by_id(rows, "benchmark"))
+        return metrics.score(rows, _of_one_set(answers, ids, predictions, benchmark))
+    except RecordError as problem:
+        file = benchmark if problem.origin == "benchmark" else predictions
+        raise InputError(f"{file}: {problem.sentence}") from None
+
+
+def _of_one_set(answers: list[Row], ids: set[str], predictions: Path, benchmark: Path) -> list[Row]:
+    """The rows of the one question set that holds the benchmark's ids; all rows of a file without sets."""
+    sets: dict[str, list[Row]] = {}
+    for answer in answers:
+        sets.setdefault(str(answer.get("set") or ""), []).append(answer)
+    if set(sets) == {""}:
+        return answers
+    if "" in sets:
+        count = f"{len(sets[''])} of {len(answers)} rows have no set"
+        raise InputError(f"{predictions}: {count}; name the question set in every row or in none")
+    fitting = [name for name, own in sets.items() if ids <= {str(answer.get("id")) for answer in own}]
+    if len(fitting) == 1:
+        return sets[fitting[0]]
+    if fitting:
+        named = f"the question sets {' and '.join(fitting)} all hold the ids of {benchmark}"
+        raise InputError(f"{predictions}: {named}; keep the rows of the one that is meant")
+    named = f"no question set ({', '.join(sets)}) holds every id of {benchmark}"
+    raise InputError(f"{predictions}: {named}; name the benchmark that one of them was asked from")
 
 
 def write_predictions(path: Path, evaluations: Sequence[dict[str, Any]]) -> None:

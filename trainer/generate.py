@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,16 +36,13 @@ def answer(
     """One greedy answer for each row; `progress(done, all)` is called after every batch."""
     started = time.monotonic()
     prompts = [_encode(tokenizer, row, parameters) for row in rows]
-    # Rows of like length share a batch, so that little of it is padding.
-    order = sorted(range(len(rows)), key=lambda index: len(prompts[index]))
+    caps = [_room(model, row, ids, parameters) for row, ids in zip(rows, prompts, strict=True)]
     answers: dict[int, Row] = {}
-    size = parameters.per_device_eval_batch_size
     was_training = model.training
     model.eval()
     try:
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            outputs = _generate(model, tokenizer, [prompts[i] for i in chosen], parameters)
+        for chosen in _batches(prompts, caps, parameters.per_device_eval_batch_size):
+            outputs = _generate(model, tokenizer, [prompts[i] for i in chosen], caps[chosen[0]])
             for index, tokens in zip(chosen, outputs, strict=True):
                 answers[index] = prediction(str(rows[index]["id"]), tokens, tokenizer)
             progress(len(answers), len(rows))
@@ -62,6 +59,28 @@ def _encode(tokenizer: PreTrainedTokenizerBase, row: Row, parameters: Parameters
     return ids
 
 
+def _room(model: PreTrainedModel, row: Row, prompt: Sequence[int], parameters: Parameters) -> int:
+    """How many tokens the answer to a question may have; InputError when the model has no room for any."""
+    longest = int(getattr(model.config, "max_position_embeddings", 0) or 0)
+    if longest and len(prompt) >= longest:
+        raise InputError(
+            f"the question of row {str(row['id'])!r} has {len(prompt)} tokens, the base model takes {longest} "
+            "with the answer; shorten the row"
+        )
+    return min(parameters.max_new_tokens, longest - len(prompt)) if longest else parameters.max_new_tokens
+
+
+def _batches(prompts: Sequence[Sequence[int]], caps: Sequence[int], size: int) -> list[list[int]]:
+    """The rows' indices in batches: of one cap, because a batch stops as one, and of like length, to pad little."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(prompts)), key=lambda index: (-caps[index], len(prompts[index]))):
+        if batches and len(batches[-1]) < size and caps[batches[-1][0]] == caps[index]:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
 def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids that end an answer: the tokenizer's end token and ChatML's end of turn."""
     found = {tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>")}
@@ -69,15 +88,10 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Iterable[list[int]], parameters: Parameters
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Sequence[list[int]], cap: int
 ) -> list[list[int]]:
-    """The generated ids of each prompt, stop token included where there is one, padding removed."""
-    batch = list(prompts)
+    """The generated ids of each prompt, at most `cap`, stop token included where there is one, padding removed."""
     width = max(len(ids) for ids in batch)
-    longest = int(getattr(model.config, "max_position_embeddings", 0) or 0)
-    room = longest - width if longest else parameters.max_new_tokens
-    if room < 1:
-        raise InputError(f"a question has {width} tokens, the base model takes {longest}; shorten the row")
     pad = tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(item)) + item for item in batch], device=model.device)
     mask = torch.tensor([[0] * (width - len(item)) + [1] * len(item) for item in batch], device=model.device)
@@ -88,7 +102,7 @@ def _generate(
             attention_mask=mask,
             generation_config=GenerationConfig(
                 do_sample=False,
-                max_new_tokens=min(parameters.max_new_tokens, room),
+                max_new_tokens=cap,
                 eos_token_id=stops,
                 pad_token_id=pad,
                 use_cache=True,

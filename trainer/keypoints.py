@@ -27,7 +27,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from trainer.mathtext import CJK, GREEK, LATIN, contains, normal, without_thinking
+from trainer.characters import CJK, GREEK, LATIN
+from trainer.mathtext import contains, normal, without_thinking
 
 THRESHOLD = 0.7
 MAX_DERIVED = 12

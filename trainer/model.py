@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from trainer.config import Parameters
-from trainer.encoding import load_tokenizer
+from trainer.config import Parameters, suggestion
+from trainer.encoding import first_line, load_tokenizer
 from trainer.errors import HostUnfit, InputError, TrainingFailed
 
 log = logging.getLogger(__name__)
@@ -52,9 +52,14 @@ def load_base(path: str, parameters: Parameters) -> Base:
     try:
         model = AutoModelForCausalLM.from_pretrained(path, **options)
     except (OSError, ValueError) as problem:
-        first = str(problem).strip().splitlines()[0]
-        raise InputError(f"the base model {path!r} could not be loaded: {first}") from problem
+        raise InputError(f"the base model {path!r} could not be loaded: {first_line(problem)}") from problem
     model.config.use_cache = False
+    model.generation_config = GenerationConfig()  # answers are greedy: no penalty or sampling of the model's makers
+    for module in model.modules():
+        # On some CPUs bitsandbytes repacks a 4-bit weight for good when it answers first: through that weight no
+        # gradient flows, and the next stage would train on another base than the one before.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return Base(model, tokenizer, dtype, parameters.use_qlora, path)
 
 
@@ -71,7 +76,8 @@ def quantisation(dtype: torch.dtype) -> Any:
         kernels.dequantize_4bit(packed, state)
     except Exception as problem:  # missing library, no kernel for this device, broken CUDA set-up
         raise HostUnfit(
-            f"use_qlora needs a bitsandbytes that works, here it fails ({problem}); repair it or set use_qlora to false"
+            f"use_qlora needs a bitsandbytes that works, here it fails ({first_line(problem)}); "
+            "repair it or set use_qlora to false"
         ) from problem
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -86,6 +92,8 @@ def attach_adapter(base: Base, parameters: Parameters) -> PeftModel:
     torch.manual_seed(parameters.seed)
     wanted = parameters.lora_target_modules
     names = [name.strip() for name in wanted.split(",") if name.strip()]
+    if wanted != "all-linear":
+        _check_targets(base, names)
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=parameters.lora_r,
@@ -97,11 +105,21 @@ def attach_adapter(base: Base, parameters: Parameters) -> PeftModel:
     try:
         adapted = get_peft_model(base.model, lora)
     except ValueError as problem:
-        first = str(problem).strip().splitlines()[0]
-        raise InputError(f"lora_target_modules is {parameters.lora_target_modules!r}: {first}") from problem
+        raise InputError(f"lora_target_modules is {wanted!r}: {first_line(problem)}") from problem
     if not isinstance(adapted, PeftModel):
         raise TrainingFailed(f"PEFT returned a {type(adapted).__name__} instead of a PeftModel")
     return adapted
+
+
+def _check_targets(base: Base, names: list[str]) -> None:
+    """InputError for a name that is no module of the base: PEFT itself is content when one of them is."""
+    known = {part for name, _ in base.model.named_modules() for part in (name, name.rpartition(".")[2])}
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        found = repr(unknown[0]) if unknown else "no name"
+        hint = suggestion(unknown[0], known) if unknown else ""
+        raise InputError(f"lora_target_modules names {found}, which is no module of the base model{hint}; "
+                         "give all-linear, or names such as q_proj,v_proj")  # fmt: skip
 
 
 def load_adapter(base: Base, folder: Path) -> PeftModel:
@@ -112,6 +130,8 @@ def load_adapter(base: Base, folder: Path) -> PeftModel:
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise TrainingFailed(f"the adapter in {folder.name} has no adapter_model.safetensors; train the stage again")
     adapted = PeftModel.from_pretrained(base.model, str(folder), is_trainable=False)
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
         saved = set(stored.keys())

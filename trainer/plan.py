@@ -93,21 +93,28 @@ def from_request(request: Mapping[str, Any]) -> Plan:
         for name in request
         if name not in REQUEST_FIELDS
     ]
-    gate = request.get("gate") or "strict"
+    gate = request.get("gate", "strict")
+    gate = "off" if gate is False else gate or "strict"  # YAML reads a bare `off` as false
     if gate not in stages.GATE_MODES:
         hint = config.suggestion(str(gate), stages.GATE_MODES)
         findings.append(f"the gate is {gate!r}; choose one of {', '.join(stages.GATE_MODES)}{hint}")
+    findings += _wrong_types(request)
+    config.raise_findings(findings)
     overrides: dict[str, config.Override] = {}
-    for name, item in dict(request.get("overrides") or {}).items():
+    for name, item in (request.get("overrides") or {}).items():
         item = item if isinstance(item, Mapping) and "value" in item else {"value": item, "source": "request"}
         good, wrong = config.checked({name: item["value"]}, str(item.get("source", "request")))
         overrides.update(good)
         findings += wrong
+    profile = request.get("profile") or ""
+    names: list[str] = []
+    try:
+        names = table.ordered(request.get("stages") or table.names)
+        for name in names:
+            table.resolve(name, profile, overrides)
+    except InputError as problem:
+        findings += [*problem.lines, str(problem)]
     config.raise_findings(findings)
-    names = table.ordered(request.get("stages") or table.names)
-    profile = str(request.get("profile") or "")
-    for name in names:
-        table.resolve(name, profile, overrides)
     moment = datetime.now(timezone.utc)
     plan = Plan(
         plan_id="",
@@ -123,6 +130,21 @@ def from_request(request: Mapping[str, Any]) -> Plan:
     )
     short = fingerprint.of_value(plan.content())[:8]
     return Plan(**{**plan.__dict__, "plan_id": f"{moment:%Y%m%dT%H%M%S}-{short}"})
+
+
+def _wrong_types(request: Mapping[str, Any]) -> list[str]:
+    """Findings on fields of a JSON request that are no list, object, text or truth value as they should be."""
+    found = []
+    wanted = {"stages": (list, "a list of stage names"), "overrides": (Mapping, "an object of parameters"),
+              "skip_sample": (bool, "true or false"), "profile": (str, "a text"), "data_root": (str, "a text"),
+              "source_id": (str, "a text")}  # fmt: skip
+    for name, (kind, words) in wanted.items():
+        value = request.get(name)
+        if value is not None and not isinstance(value, kind):
+            found.append(f"the plan's {name} is {value!r}; give {words}")
+    if isinstance(request.get("stages"), list):
+        found += [f"the plan's stages hold {s!r}; give a name" for s in request["stages"] if not isinstance(s, str)]
+    return found
 
 
 def read_record(layout: Layout) -> dict[str, Any] | None:
@@ -262,13 +284,17 @@ def _why_closed(plan: Plan, layout: Layout, table: StageTable, stage: Stage) -> 
         return f"is {record['status']}"
     kept = record["fingerprint"]
     root = data_root(plan.data_root)
+    parameters, _ = table.resolve(stage.name, plan.profile, plan.overrides)
     now_parts = {
         "data": fingerprint.of_file(root / stage.data),
+        "base": fingerprint.of_base(parameters, layout, corpus()),
         "modules": fingerprint.of_modules(fingerprint.TRAINING_MODULES),
+        "gate": fingerprint.evaluation_parts(stage, table, parameters, root)["gate"],
     }
-    different = fingerprint.changed(kept["parts"], now_parts)
+    words = {"modules": "trainer code", "base": "base model", "gate": "targets"}
+    different = [words.get(name, name) for name in fingerprint.changed(kept["parts"], now_parts)]
     if different:
-        return f"passed with other {' and '.join(different).replace('modules', 'trainer code')}"
+        return f"passed with other {' and '.join(different)}"
     if fingerprint.of_adapter(layout.adapters / stage.adapter) != kept.get("adapter"):
         return f"passed, but the files of {stage.adapter} are no longer those that passed"
     return ""

@@ -53,27 +53,40 @@ def is_alive(who: dict[str, Any] | None) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[IO[str]]:
-    """Hold the supervisor's lock; Interrupted at once when another process holds it."""
+def locked(path: Path, wait_seconds: float = 0.0) -> Iterator[IO[str]]:
+    """Hold the supervisor's lock; Interrupted when another process still holds it after `wait_seconds`.
+
+    A supervisor waits a little: those who only look hold the lock for a moment, too.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + wait_seconds
     with path.open("a+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Interrupted(
-                f"another process holds {path.name}: a plan is running here; watch it with `trainer watch` "
-                "or end it with `trainer cancel`"
-            ) from None
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise Interrupted(
+                        f"another process holds {path.name}: a plan is running here; watch it with `trainer watch` "
+                        "or end it with `trainer cancel`"
+                    ) from None
+            time.sleep(0.05)
         yield stream
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock now."""
+    """Whether a process holds the lock now; changes nothing, and two who look do not see each other."""
     try:
-        with locked(path):
-            return False
-    except Interrupted:
-        return True
+        stream = path.open("rb")
+    except FileNotFoundError:
+        return False
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def end_group(leader: subprocess.Popen[Any], grace_seconds: float) -> None:
@@ -91,7 +104,8 @@ def end(who: dict[str, Any], grace_seconds: float) -> bool:
     """TERM a process by identity and wait for it to go; KILL after the grace. False when it was gone before."""
     if not is_alive(who):
         return False
-    os.kill(who["pid"], signal.SIGTERM)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(who["pid"], signal.SIGTERM)
     deadline = time.monotonic() + grace_seconds
     while is_alive(who):
         if time.monotonic() > deadline:

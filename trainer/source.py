@@ -32,17 +32,19 @@ def listed_files(root: Path) -> list[str]:
             f"the source tree {str(root)!r} cannot be listed by git ({detail.decode(errors='replace').strip()}); "
             "use a clone of the repository"
         ) from None
-    names = sorted(set(found.decode("utf-8").split("\0")) - {""})
+    names = sorted(set(found.decode("utf-8", "surrogateescape").split("\0")) - {""})
+    odd = [name for name in names if not name.isascii() and os.fsencode(name).decode("utf-8", "replace") != name]
+    if odd:
+        raise InputError(f"the file name {odd[0]!r} in the source tree is not UTF-8; rename it")
+    if not names:
+        raise InputError(f"git knows no file in {str(root)!r}; use a clone of the repository")
     return [name for name in names if os.path.lexists(root / name)]  # deleted, but not yet in git
 
 
 def walked_files(root: Path) -> list[str]:
     """The paths below an unpacked tree, sorted; byte code is not part of it."""
-    return sorted(
-        path.relative_to(root).as_posix()
-        for path in root.rglob("*")
-        if not path.is_dir() and "__pycache__" not in path.parts
-    )
+    paths = (path.relative_to(root) for path in root.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path.as_posix() for path in paths if "__pycache__" not in path.parts)
 
 
 def entries(root: Path, names: list[str]) -> list[Entry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,7 @@ from trainer.errors import InputError
 
 GATE_METRICS = ("answered", "key_point_coverage", "format_compliance")
 GATE_MODES = ("strict", "warn", "off")
+ROUNDING = 1e-9  # a mean of shares may end just below the target that it equals
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class StageTable:
             hint = config.suggestion(name, self.profiles) or f"; choose from {', '.join(self.profiles)}"
             raise InputError(f"there is no profile {name!r}{hint}")
         record = self.profiles[name]
-        return {**record["parameters"], **record["stages"].get(stage, {})}
+        return {**record.get("parameters", {}), **record.get("stages", {}).get(stage, {})}
 
     def resolve(
         self, stage: str, profile: str, overrides: Mapping[str, config.Override]
@@ -93,9 +95,9 @@ def parse(text: str) -> StageTable:
         raw = yaml.safe_load(text)
         stages = tuple(Stage(**{**record, "benchmarks": tuple(record["benchmarks"])}) for record in raw["stages"])
         table = StageTable(stages, dict(raw["benchmarks"]), dict(raw.get("profiles") or {}))
-    except (yaml.YAMLError, TypeError, KeyError, AttributeError) as problem:
+        findings = _faults(table)
+    except (yaml.YAMLError, TypeError, ValueError, KeyError, AttributeError) as problem:
         raise InputError(f"stages.yml cannot be read: {problem}; compare it with the shipped one") from None
-    findings = _faults(table)
     config.raise_findings([f"stages.yml: {finding}" for finding in findings])
     return table
 
@@ -112,20 +114,29 @@ def _faults(table: StageTable) -> list[str]:
             if metric not in GATE_METRICS
         ]
         found += [
+            f"stage {stage.name}: the target of {metric} is {target!r}; give a share from 0 to 1"
+            for metric, target in stage.gate.items()
+            if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 <= target <= 1
+        ]
+        found += [
             f"stage {stage.name}: there is no benchmark {name!r}{config.suggestion(name, table.benchmarks)}"
             for name in stage.benchmarks
             if name not in table.benchmarks
         ]
-        for path in (stage.data, stage.adapter):
-            if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-                found.append(f"stage {stage.name}: {path!r} leaves its folder; name a path below it")
+        found += [f"stage {stage.name}: {fault}" for path in (stage.data, stage.adapter) for fault in _leaves(path)]
         found += config.checked(stage.parameters, f"stage {stage.name}")[1]
+    found += [f"benchmark {name}: {fault}" for name, path in table.benchmarks.items() for fault in _leaves(path)]
     for name, record in table.profiles.items():
         layers = [record.get("parameters", {}), *record.get("stages", {}).values()]
         for layer in layers:
             found += config.checked(layer, f"profile {name}")[1]
         found += [f"profile {name}: there is no stage {s!r}" for s in record.get("stages", {}) if s not in table.names]
     return found
+
+
+def _leaves(path: str) -> list[str]:
+    outside = PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts
+    return [f"{path!r} leaves its folder; name a path below it"] if outside else []
 
 
 def judge(targets: Mapping[str, float], measured: Mapping[str, Mapping[str, Any]]) -> tuple[bool, list[str]]:
@@ -141,6 +152,7 @@ def judge(targets: Mapping[str, float], measured: Mapping[str, Mapping[str, Any]
         words = metric.replace("_", " ")
         if value is None:
             reasons.append(f"{words} could not be measured (n=0), target {target:.2f}")
-        elif value < target:
-            reasons.append(f"{words} {value:.3f} < {target:.2f} (n={n})")
+        elif not value >= target - ROUNDING:  # also for NaN
+            shown = math.floor(value * 1000) / 1000 if math.isfinite(value) else value  # 0.8996 is not "0.900 < 0.90"
+            reasons.append(f"{words} {shown:.3f} < {target:.2f} (n={n})")
     return not reasons, reasons

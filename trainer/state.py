@@ -95,7 +95,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         raise StateError(f"the state file {path} cannot be read ({problem}); look at it before you go on") from None
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise StateError(f"the state file {path} is not JSON; restore it or move it away after a look") from None
     schema = value.get("schema") if isinstance(value, dict) else None
     if schema != SCHEMA:
@@ -145,7 +145,7 @@ def read_events(layout: Layout, after: int = 0) -> tuple[list[dict[str, Any]], i
             after += len(line)
             with contextlib.suppress(ValueError):
                 found = json.loads(line)
-                if isinstance(found, dict):
+                if isinstance(found, dict) and isinstance(found.get("event"), str):
                     events.append(found)
     return events, after
 

@@ -58,7 +58,17 @@ class Progress(TrainerCallback):
         )
 
 
-def settings(parameters: Parameters, base: Base, folder: Path) -> SFTConfig:
+def warm_up(parameters: Parameters, examples: int) -> float:
+    """The warm-up, in steps or as a share; none for a run of one step, which it would train at rate 0.
+
+    transformers rounds a share up, so that 3 % of one step would be the whole run.
+    """
+    per_step = parameters.per_device_train_batch_size * parameters.gradient_accumulation_steps
+    steps = parameters.max_steps if parameters.max_steps > 0 else parameters.num_train_epochs * -(-examples // per_step)
+    return 0.0 if steps <= 1 and parameters.warmup_steps < 1 else parameters.warmup_steps
+
+
+def settings(parameters: Parameters, base: Base, folder: Path, examples: int) -> SFTConfig:
     """TRL's configuration; nothing in it is left to a default that would shape the result unseen."""
     on_gpu = torch.cuda.is_available()
     return SFTConfig(
@@ -69,7 +79,7 @@ def settings(parameters: Parameters, base: Base, folder: Path) -> SFTConfig:
         gradient_accumulation_steps=parameters.gradient_accumulation_steps,
         learning_rate=parameters.learning_rate,
         lr_scheduler_type=parameters.lr_scheduler_type,
-        warmup_steps=parameters.warmup_steps,
+        warmup_steps=warm_up(parameters, examples),
         weight_decay=parameters.weight_decay,
         max_grad_norm=parameters.max_grad_norm,
         optim="adamw_torch",
@@ -103,7 +113,7 @@ def train(
     progress = Progress(report)
     trainer = SFTTrainer(
         model=adapted,
-        args=settings(parameters, base, folder),
+        args=settings(parameters, base, folder, len(examples)),
         train_dataset=dataset,
         processing_class=base.tokenizer,
         callbacks=[progress],

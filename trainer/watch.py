@@ -42,6 +42,8 @@ def _result(layout: Layout, plan_id: str, stage: str) -> dict[str, Any] | None:
     if record is None or record["plan_id"] != plan_id:
         return _without_plan(layout, record, stage)
     outcome = record["outcomes"].get(stage)
+    if stage not in record["stages"]:
+        outcome = {"status": "lost", "message": f"plan {plan_id} has no stage {stage}; submit it", "exit_code": 7}
     if outcome is None and record["status"] == "running" and not is_locked(layout.lock):
         mark_lost(layout)
         outcome = (plans.read_record(layout) or record)["outcomes"].get(stage)
@@ -103,12 +105,12 @@ def line_of(event: Event) -> str:
 
 def _training_line(event: Event) -> str:
     parts = [f"step {event['step']}/{event['steps']}", f"loss {event['loss']:.4f}"]
-    parts.append(f"{event['steps_per_second']:.2f} steps/s")
+    parts.append(f"{event['steps_per_second']:.2f} it/s")
     if event.get("seconds_left") is not None:
         parts.append(f"{clock(event['seconds_left'])} left")
     if "gpu_percent" in event:
         used, total = event["gpu_memory_mib"] / 1024, event["gpu_memory_total_mib"] / 1024
-        parts.append(f"GPU {event['gpu_percent']} % {used:.1f}/{total:.1f} GiB")
+        parts.append(f"GPU {event['gpu_percent']}% {used:.1f}/{total:.1f} GiB")
     return "  ".join(parts)
 
 

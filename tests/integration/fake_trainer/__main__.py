@@ -127,11 +127,10 @@ def supervise(host: Host, args: argparse.Namespace) -> dict[str, Any]:
         closed = {"status": "closed", "exit_code": 3, "message": "an earlier gate is closed"}
         state = host.state()
         state["stages"][stage] = closed if stopped else end
+        # In one write: whoever sees the last stage ended may submit the next plan.
+        state["running"] = any(found["status"] == "pending" for found in state["stages"].values())
         host.write(state)
         stopped = stopped or (end["exit_code"] != 0 and state["plan"]["gate"] == "strict")
-    state = host.state()
-    state["running"] = False
-    host.write(state)
     return {}
 
 

@@ -21,9 +21,7 @@ def share(points: list[KeyPoint], answer: str) -> float:
 
 
 def test_explicit_forms() -> None:
-    points = explicit(
-        ["E=0", ["匀强", "均匀"], {"any": ["a", "b"]}, {"text": "c", "alternatives": ["d"]}]
-    )
+    points = explicit(["E=0", ["匀强", "均匀"], {"any": ["a", "b"]}, {"text": "c", "alternatives": ["d"]}])
     wanted = [("E=0",), ("匀强", "均匀"), ("a", "b"), ("c", "d")]
     assert [point.alternatives for point in points] == wanted
     assert explicit(None) == []
@@ -74,11 +72,7 @@ def test_what_the_question_says_already_is_no_key_point() -> None:
 
 def test_at_most_twelve_spread_over_the_answer() -> None:
     names = "甲乙丙丁戊己庚辛壬癸子丑寅卯辰巳午未申酉"
-    points = derive(
-        "\n".join(
-            f"{a}{a}{a}{a}的性质是{b}{b}{b}{b}" for a, b in zip(names, names[::-1], strict=True)
-        )
-    )
+    points = derive("\n".join(f"{a}{a}{a}{a}的性质是{b}{b}{b}{b}" for a, b in zip(names, names[::-1], strict=True)))
     assert len(points) == MAX_DERIVED
     assert points[0].label.startswith("甲") and points[-1].label.startswith("酉")
 
@@ -88,9 +82,7 @@ def test_short_references_have_one_point(reference: str) -> None:
     points = derive(reference)
     assert len(points) == 1 and points[0].derived
     assert share(points, reference) == 1
-    assert (
-        share(points, "静电场是保守场，它的旋度处处为零，所以可以引入电势。这一点不能忘记。") == 0
-    )
+    assert share(points, "静电场是保守场，它的旋度处处为零，所以可以引入电势。这一点不能忘记。") == 0
 
 
 def test_a_paraphrase_counts_and_a_wrong_number_does_not() -> None:

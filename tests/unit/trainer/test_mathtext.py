@@ -144,9 +144,7 @@ def test_thinking_is_removed() -> None:
     assert without_thinking("a<b，b>c") == "a<b，b>c"
 
 
-@pytest.mark.parametrize(
-    "unit", ["{", "^", "x^", "\\frac", "(", "''", "10^", "1,", "E=", "<sub>x", "_{"]
-)
+@pytest.mark.parametrize("unit", ["{", "^", "x^", "\\frac", "(", "''", "10^", "1,", "E=", "<sub>x", "_{"])
 def test_a_model_in_a_loop_does_not_stall(unit: str) -> None:
     started = time.monotonic()
     form = normal(unit * 1500)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer import metrics
+from tests.unit.trainer.benchmark_rows import GOOD, one, reference_row, row
+from trainer import fingerprint, metrics
 
-DATA = Path(__file__).parents[3] / "data" / "training"
-STYLE = "回答必须依次包含：\n### 结论\n### 推导\n### 检查（量纲与极限）"
-GOOD = "### 结论\nE=0。\n### 推导\n由高斯定律。\n### 检查（量纲与极限）\n单位是 V/m。"
-
-
-def row(expected: dict[str, Any] | None = None, system: str = "", **more: Any) -> dict[str, Any]:
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": "导体内部的电场是多少？"})
-    given_part = {"key_points": ["E=0"]} if expected is None else expected
-    return {"id": "a", "type": "concept", "messages": messages, "expected": given_part, **more}
-
-
-def one(benchmark: dict[str, Any], response: str, **more: Any) -> dict[str, Any]:
-    [scored] = metrics.score([benchmark], [{"id": "a", "response": response, **more}])["rows"]
-    return dict(scored)
+ROOT = Path(__file__).parents[3]
+DATA = ROOT / "data" / "training"
+HASHED_BY_VALUE = {"config", "stages", "errors"}  # parameters and gates are parts of their own
 
 
 def test_shape_of_the_result() -> None:
@@ -56,10 +46,7 @@ def test_type_and_question_have_fallbacks() -> None:
 
 
 def test_empty_key_points_carry_no_coverage() -> None:
-    assert (
-        "key_point_coverage"
-        not in one(row({"key_points": [], "should_refuse": False}), "x")["metrics"]
-    )
+    assert "key_point_coverage" not in one(row({"key_points": [], "should_refuse": False}), "x")["metrics"]
 
 
 @pytest.mark.parametrize(
@@ -84,9 +71,7 @@ def test_missing_and_empty_answers_count_zero_everywhere(prediction: dict[str, A
     answers: list[dict[str, Any]] = [] if prediction is None else [{"id": "a", **prediction}]
     result = metrics.score([row(expected)], answers)
     assert result["rows"][0]["metrics"] == dict.fromkeys(metrics.METRICS, 0.0)
-    assert result["rows"][0]["missed"] == [
-        "no prediction" if prediction is None else "empty answer"
-    ]
+    assert result["rows"][0]["missed"] == ["no prediction" if prediction is None else "empty answer"]
     assert result["missing"] == (["a"] if prediction is None else [])
     assert metrics.answered(answers, [row()])["value"] == 0
 
@@ -103,41 +88,6 @@ def test_answered_counts_text_and_tool_calls() -> None:
     assert metrics.answered([], []) == {"value": None, "n": 0, "ci95": None}
 
 
-# --- ids -------------------------------------------------------------------------------------
-
-
-def test_ids_given_twice_are_refused_by_name() -> None:
-    answer = {"id": "a", "response": "E=0"}
-    with pytest.raises(ValueError, match="predictions: id a stands there twice"):
-        metrics.score([row()], [answer, answer])
-    with pytest.raises(ValueError, match="benchmark: id a stands there twice"):
-        metrics.score([row(), row()], [answer])
-    with pytest.raises(ValueError, match="record 2 has no id"):
-        metrics.score([row()], [answer, {"response": "E=0"}])
-    assert metrics.score([row()], [answer, {**answer, "id": "b"}])["unexpected"] == ["b"]
-
-
-def test_a_row_without_anything_to_judge_by_is_refused() -> None:
-    bare = {"id": "a", "messages": [{"role": "user", "content": "问"}]}
-    with pytest.raises(ValueError, match="row a has neither expected nor a reference"):
-        metrics.score([bare], [])
-    with pytest.raises(ValueError, match="row a: key point 5"):
-        metrics.score([row({"key_points": [5]})], [])
-
-
-# --- messages-only rows ----------------------------------------------------------------------
-
-
-def reference_row(answer: str, **more: Any) -> dict[str, Any]:
-    made = row(system=STYLE)
-    made.pop("expected")
-    return {
-        **made,
-        "messages": [*made["messages"], {"role": "assistant", "content": answer}],
-        **more,
-    }
-
-
 def test_messages_only_rows_are_derived() -> None:
     reference = (
         "### 结论\n导体内部的场强处处为零，电荷只在表面。\n"
@@ -150,21 +100,6 @@ def test_messages_only_rows_are_derived() -> None:
     assert one(reference_row(reference), GOOD)["metrics"]["key_point_coverage"] < 0.2
 
 
-def test_refusal_type_of_a_messages_only_row() -> None:
-    reference = "这是要交的作业，我不能直接给出答案，但可以带你走好关键的几步。"
-    benchmark = reference_row(reference, refusal_type="homework")
-    assert one(benchmark, reference)["metrics"]["refusal_accuracy"] == 1
-    assert one(benchmark, "答案是 E=0。")["metrics"]["refusal_accuracy"] == 0
-    assert "refusal_accuracy" not in one(reference_row(reference), reference)["metrics"]
-
-
-def test_tool_calls_of_a_reference_are_expected() -> None:
-    benchmark = reference_row("")
-    benchmark["messages"][-1]["tool_calls"] = [{"function": {"name": "f", "arguments": {"x": 1}}}]
-    calls = [{"name": "f", "arguments": '{"x": 1.0}'}]
-    assert one(benchmark, "", tool_calls=calls)["metrics"]["tool_call_accuracy"] == 1
-
-
 @pytest.mark.parametrize("name", ["style_sft", "writing_sft", "all_sft"])
 def test_the_course_data_answers_itself(name: str) -> None:
     text = (DATA / "processed" / f"{name}.jsonl").read_text(encoding="utf-8")
@@ -174,184 +109,6 @@ def test_the_course_data_answers_itself(name: str) -> None:
     for metric in ("key_point_coverage", "format_compliance", "refusal_accuracy"):
         assert result["summary"][metric]["value"] == 1, metric
     assert all(item["missed"] == [] for item in result["rows"])
-
-
-# --- format ----------------------------------------------------------------------------------
-
-
-def labels(system: str) -> list[str]:
-    return [section.label for section in metrics.required_sections(row(system=system))]
-
-
-@pytest.mark.parametrize(
-    ("prompt", "wanted"),
-    [
-        (STYLE, ["### 结论", "### 推导", "### 检查（量纲与极限）"]),
-        ("按 ### 结论 / ### 推导 / ### 检查（…） 回答", ["### 结论", "### 推导", "### 检查（…）"]),
-        ("依次写### 结论、### 推导和### 检查三个小节。", ["### 结论", "### 推导", "### 检查"]),
-        ("用`### 结论`与“### 检查”两节", ["### 结论", "### 检查"]),
-        ("1. ### 结论：一句话\n2. ### 量纲与极限 — 两条", ["### 结论", "### 量纲与极限"]),
-        ("Use ### Final Answer, ### Steps and ### Check (units).",
-         ["### Final Answer", "### Steps", "### Check (units)"]),
-        ("### 结论\n### 推导\n在 ### 推导 中写明依据，不要写 ### 总结。", ["### 结论", "### 推导"]),
-        ("不得省略 ### 结论 / ### 推导", ["### 结论", "### 推导"]),
-        ("##结论\n## 推导", ["##结论", "## 推导"]),
-        ("#1 规则：简洁，可用 C# 作答，编号 ##", []),
-        ("你是助教。", []),
-    ],
-)  # fmt: skip
-def test_required_sections_are_those_of_the_rows_own_prompt(prompt: str, wanted: list[str]) -> None:
-    assert labels(prompt) == wanted
-
-
-FAULTY = [
-    (GOOD.replace("### 推导\n由高斯定律。\n", ""), "section missing: ### 推导"),
-    (GOOD.replace("### 推导", "## 推导"), "section missing: ### 推导"),
-    (GOOD.replace("### 推导", "###推导"), "section missing: ### 推导"),
-    (GOOD.replace("### 推导", "### 推导过程"), "section missing: ### 推导"),
-    (GOOD.replace("### 推导", "推导"), "section missing: ### 推导"),
-    (GOOD.replace("### 推导", "```\n### 推导\n```"), "section missing: ### 推导"),
-    (GOOD.replace("由高斯定律。", ""), "section empty: ### 推导"),
-    (GOOD.replace("由高斯定律。", "……"), "section empty: ### 推导"),
-    (GOOD.replace("由高斯定律。", "#### 高斯面"), "section empty: ### 推导"),
-    (GOOD.replace("单位是 V/m。", ""), "section empty: ### 检查（量纲与极限）"),
-    (GOOD + "\n### 结论\n再说一次", "section repeated: ### 结论"),
-    (
-        "### 推导\nx\n### 结论\ny\n### 检查\nz",
-        "sections out of order: ### 推导 / ### 结论 / ### 检查（量纲与极限）",
-    ),
-    ("<think>\n\n</think>\n\n" + GOOD, "think block left in the answer"),
-    ("</think>" + GOOD, "think block left in the answer"),
-]
-
-
-@pytest.mark.parametrize(("response", "fault"), FAULTY)
-def test_each_fault_of_form_is_named(response: str, fault: str) -> None:
-    scored = one(row(system=STYLE), response)
-    assert scored["metrics"]["format_compliance"] == 0
-    assert fault in scored["missed"]
-
-
-@pytest.mark.parametrize(
-    "response",
-    [
-        GOOD,
-        GOOD.replace("（量纲与极限）", ""),
-        GOOD.replace("（量纲与极限）", "(单位、极限)"),
-        GOOD.replace("### 结论", "### **结论**"),
-        GOOD.replace("### 结论\nE=0。", "### 结论：E=0。"),
-        GOOD.replace("### 结论", "前言。\n\n### 结论 ###"),
-        GOOD.replace("由高斯定律。", "```\n### 结论\n```\n见上。"),
-        GOOD.replace("由高斯定律。", "#### 高斯面\n取球面。"),
-        GOOD.replace("由高斯定律。", "$$\\oint E=0$$"),
-        GOOD + "\n### 补充\n无。",
-    ],
-)
-def test_variants_of_a_good_form_pass(response: str) -> None:
-    assert one(row(system=STYLE), response)["metrics"]["format_compliance"] == 1
-
-
-@pytest.mark.parametrize(
-    ("reason", "value"), [("stop", 1), (None, 1), ("length", 0), ("tool_calls", 1), ("error", 0)]
-)
-def test_the_answer_must_end_by_itself(reason: str | None, value: int) -> None:
-    for benchmark, response in ((row(system=STYLE), GOOD), (row(), "E=0")):
-        scored = one(benchmark, response, finish_reason=reason)
-        assert scored["metrics"]["format_compliance"] == value
-    assert one(row(), "E=0")["metrics"]["format_compliance"] == 1
-
-
-def test_a_prompt_without_sections_asks_for_an_answer_only() -> None:
-    assert one(row(), "E=0")["metrics"]["format_compliance"] == 1
-    assert one(row(), "E=0 <think>")["metrics"]["format_compliance"] == 0
-    writing = row(system="依次写 ### 问题诊断 / ### 改进建议 / ### 规范说明")
-    assert one(writing, GOOD)["metrics"]["format_compliance"] == 0
-
-
-# --- refusals, citations, tool calls ---------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("should", "response", "refused", "value"),
-    [
-        (True, "我不能直接给出答案。", None, 1),
-        (True, "E=0", None, 0),
-        (False, "E=0，电场线不能相交。", None, 1),
-        (False, "我不能直接给出答案。", None, 0),
-        (True, "E=0", True, 1),
-        (False, "我不能直接给出答案。", False, 1),
-    ],
-)
-def test_refusals(should: bool, response: str, refused: bool | None, value: int) -> None:
-    scored = one(row({"should_refuse": should}), response, refused=refused)
-    assert scored["metrics"]["refusal_accuracy"] == value
-    assert bool(scored["missed"]) is not bool(value)
-
-
-def test_rows_without_should_refuse_carry_no_refusal_metric() -> None:
-    assert "refusal_accuracy" not in one(row(), "我不能直接给出答案。")["metrics"]
-    with pytest.raises(ValueError, match="refused is 'yes'"):
-        one(row({"should_refuse": True}), "x", refused="yes")
-
-
-@pytest.mark.parametrize(
-    ("response", "given_citations", "value"),
-    [
-        ("见《电动力学》第 2 章与 GB/T 7714。", None, 1),
-        ("见《电动力学》第2章。", None, 0.5),
-        ("没有引用", None, 0),
-        ("x", ["gb/t 7714", "电动力学 第 2 章，第 3 节"], 1),
-        ("x", ["GB/T 7714"], 2 / 3),
-        ("x", ["GB/T 7714", "电动力学 第2章", "编造的书", "另一本"], 2 / 3),
-        ("见《电动力学》第 2 章与 GB/T 7714。", [], 0),
-        ("x", [{"title": "电动力学 第2章"}, {"id": "GB/T 7714"}], 1),
-    ],
-)
-def test_citations(response: str, given_citations: list[Any] | None, value: float) -> None:
-    benchmark = row({"citations": ["电动力学第2章", "GB/T 7714"]})
-    scored = one(benchmark, response, citations=given_citations)
-    assert scored["metrics"]["citation_accuracy"] == pytest.approx(value)
-    assert bool(scored["missed"]) is (value < 1)
-
-
-CALLS = [
-    {"name": "计算", "arguments": {"x": 2, "unit": "m"}},
-    {"function": {"name": "查表", "arguments": '{"key": "mu0", "digits": [1, 2.50]}'}},
-]
-
-
-@pytest.mark.parametrize(
-    ("calls", "value"),
-    [
-        (CALLS, 1),
-        (CALLS[::-1], 1),
-        ([{"name": "计算", "arguments": '{"unit": "m", "x": 2.0}'}, CALLS[1]], 1),
-        (CALLS[:1], 0),
-        ([*CALLS, CALLS[0]], 0),
-        ([{"name": "计算", "arguments": {"x": 2}}, CALLS[1]], 0),
-        ([{"name": "计算", "arguments": {"x": "2", "unit": "m"}}, CALLS[1]], 0),
-        ([{"name": "计算", "arguments": {"x": 3, "unit": "m"}}, CALLS[1]], 0),
-        ([{"name": "别的", "arguments": {"x": 2, "unit": "m"}}, CALLS[1]], 0),
-        ([{"name": "计算", "arguments": "{broken"}, CALLS[1]], 0),
-        (["计算", CALLS[1]], 0),
-        ([], 0),
-    ],
-)
-def test_tool_calls(calls: list[Any], value: int) -> None:
-    scored = one(row({"tool_calls": CALLS}), "好的", tool_calls=calls)
-    assert scored["metrics"]["tool_call_accuracy"] == value
-    assert any("tool call" in text for text in scored["missed"]) is not bool(value)
-
-
-def test_true_is_not_one_and_unparsed_calls_are_read() -> None:
-    benchmark = row({"tool_calls": [{"name": "f", "arguments": {"flag": True}}]})
-    assert one(benchmark, "x", tool_calls=[{"name": "f", "arguments": {"flag": 1}}])["missed"]
-    text = '<tool_call>\n{"name": "f", "arguments": {"flag": true}}\n</tool_call>'
-    assert one(benchmark, text)["metrics"]["tool_call_accuracy"] == 1
-    assert one(benchmark, text.replace("true}}", "true"))["metrics"]["tool_call_accuracy"] == 0
-
-
-# --- intervals -------------------------------------------------------------------------------
 
 
 def test_wilson_against_published_values() -> None:
@@ -371,3 +128,18 @@ def test_the_interval_holds_the_mean(values: list[float]) -> None:
     low, high = figure["ci95"]
     assert 0 <= low <= figure["value"] <= high <= 1
     assert high > low and figure["n"] == len(values)
+
+
+def test_every_module_that_a_score_is_made_with_is_in_its_fingerprint() -> None:
+    reached, waiting = set(), ["metrics"]
+    while waiting:
+        name = waiting.pop()
+        reached.add(name)
+        text = (ROOT / "trainer" / f"{name}.py").read_text(encoding="utf-8")
+        found = re.findall(r"^from trainer\.(\w+) import", text, re.MULTILINE)
+        found += [
+            part for line in re.findall(r"^from trainer import (.+)", text, re.MULTILINE) for part in line.split(", ")
+        ]
+        waiting += set(found) - reached - HASHED_BY_VALUE
+    assert {"keypoints", "latex", "sections"} < reached <= set(fingerprint.EVALUATION_MODULES)
+    assert all((ROOT / "trainer" / f"{name}.py").is_file() for name in fingerprint.EVALUATION_MODULES)

@@ -116,18 +116,14 @@ def test_a_keyword_is_not_a_refusal(text: str) -> None:
 
 
 def test_only_the_opening_counts() -> None:
-    solution = (
-        "由高斯定律，取同轴圆柱面。侧面通量为 E·2πrl。面内电荷为 λl。两式相等。于是 E=λ/(2πε₀r)。"
-    )
+    solution = "由高斯定律，取同轴圆柱面。侧面通量为 E·2πrl。面内电荷为 λl。两式相等。于是 E=λ/(2πε₀r)。"
     assert not is_refusal(solution + "下一题是考题，我不能给出答案。")
     assert is_refusal("下一题是考题，我不能给出答案。" + solution)
 
 
 def test_a_condition_after_the_act_does_not_undo_it() -> None:
     assert is_refusal("我不能代写论文，如果你愿意，可以把草稿发来。")
-    assert not is_refusal(
-        "如果你愿意让我代写论文，我不能答应；只改语法就没有问题，改好的句子见下。"
-    )
+    assert not is_refusal("如果你愿意让我代写论文，我不能答应；只改语法就没有问题，改好的句子见下。")
 
 
 @pytest.mark.parametrize("name", ["style_sft", "writing_sft"])
@@ -135,6 +131,4 @@ def test_the_course_data_is_told_apart(name: str) -> None:
     lines = (DATA / "processed" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     for row in rows:
-        assert is_refusal(row["messages"][-1]["content"]) == bool(row.get("refusal_type")), row[
-            "id"
-        ]
+        assert is_refusal(row["messages"][-1]["content"]) == bool(row.get("refusal_type")), row["id"]

@@ -111,9 +111,7 @@ def test_what_the_gate_itself_measured_counts() -> None:
             "targets": {"answered": 1.0},
             "measured": {"answered": {"value": 2 / 3, "n": 3}}}  # fmt: skip
     rows = reports.gate_rows(make_report(gate=gate))
-    assert [(r["metric"], r["value"], r["n"], r["met"]) for r in rows] == [
-        ("answered", 2 / 3, 3, False)
-    ]
+    assert [(r["metric"], r["value"], r["n"], r["met"]) for r in rows] == [("answered", 2 / 3, 3, False)]
 
 
 @pytest.mark.parametrize(
@@ -144,9 +142,7 @@ def test_lift_shows_value_base_and_difference() -> None:
     text = reports.render_eval_report(make_report())
     assert "| key point coverage | 28 | 0.710 | 0.100 | +0.610 |" in text
     alone = evaluation("trained", "trained", 0.71, base=None)
-    assert "The base model was not scored" in reports.render_eval_report(
-        make_report(evaluations=[alone])
-    )
+    assert "The base model was not scored" in reports.render_eval_report(make_report(evaluations=[alone]))
 
 
 def test_leakage_warnings_stand_at_the_score() -> None:
@@ -160,9 +156,7 @@ def test_leakage_warnings_stand_at_the_score() -> None:
 
 def test_parameters_that_differ_come_before_defaults() -> None:
     text = reports.render_eval_report(make_report())
-    assert text.index("| learning_rate | 0.003 | profile embedded |") < text.index(
-        "| seed | 7 | default |"
-    )
+    assert text.index("| learning_rate | 0.003 | profile embedded |") < text.index("| seed | 7 | default |")
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
@@ -185,49 +179,6 @@ def test_no_answer_breaks_a_table_or_becomes_html(hostile: str) -> None:
     text.encode("utf-8")
 
 
-def test_table_refuses_a_row_of_another_length() -> None:
-    assert reports.table(["a", "b"], [[1, "x|y"]]).splitlines()[-1] == "| 1 | x\\|y |"
-    with pytest.raises(ValueError, match="2 columns"):
-        reports.table(["a", "b"], [[1, 2, 3]])
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        ("per_device_train_batch_size", "per_device_train_batch_size"),
-        ("_emphasis_", "\\_emphasis\\_"),
-        ("0.71 < 0.90", "0.71 < 0.90"),
-        ("0.71 <0.90", "0.71 &lt;0.90"),
-        ("R&D", "R&amp;D"),
-        ("1. item", "1\\. item"),
-        ("0.91", "0.91"),
-        ("- item", "\\- item"),
-        ("-0.2", "-0.2"),
-        (True, "true"),
-        (None, "–"),
-        (["q_proj", "v_proj"], "q_proj, v_proj"),
-    ],
-)
-def test_escape_changes_only_what_markdown_would_read(value: object, shown: str) -> None:
-    assert reports.escape(value) == shown
-
-
-def test_code_in_own_sentences_stays_code_and_tags_do_not() -> None:
-    assert reports.prose("run `a_b -e c=1` now <b>") == "run `a_b -e c=1` now &lt;b>"
-    assert reports.prose("one ` alone | here") == "one \\` alone \\| here"
-
-
-@pytest.mark.parametrize(
-    ("value", "target", "shown"),
-    [(0.9, 0.9, "0.900"), (0.89996, 0.9, "0.89996"), (0.99999, 1.0, "0.99999"), (1.0, 1.0, "1.000"),
-     (0.8999999999, 0.9, "0.8999999999"), (math.nan, 1.0, "nan"), (None, 1.0, "–")],
-)  # fmt: skip
-def test_a_missed_target_never_looks_reached(
-    value: float | None, target: float, shown: str
-) -> None:
-    assert reports.figure(value, target) == shown
-
-
 def test_both_files_are_written_and_the_json_is_strict(tmp_path: Path) -> None:
     report = make_report()
     report["training"]["last_loss"] = math.nan
@@ -248,9 +199,7 @@ def test_both_files_are_written_and_the_json_is_strict(tmp_path: Path) -> None:
     ]
 
 
-def test_a_failed_write_keeps_the_old_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_keeps_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     json_path, _ = reports.write_eval_report(make_report(), tmp_path)
     before = json_path.read_bytes()
 

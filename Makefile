@@ -1,0 +1,63 @@
+# make train: the whole line on the embedded host. make test: everything that CI runs.
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --constraint requirements/constraints.txt
+# Extra arguments of ansible-playbook: make train ARGS="--tags style -e trainer_hp_num_train_epochs=3"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help train test lint types unit integration tables lock clean
+
+help: ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+train: $(VENV)/.controller ## the whole line on the embedded host
+	@$(BIN)/ansible-playbook playbooks/train_all.yml $(ARGS)
+
+test: lint types unit integration ## everything that CI runs
+
+lint: $(VENV)/.dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ansible-config validate -t all
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --offline --strict
+
+types: $(VENV)/.dev
+	@$(BIN)/mypy
+
+unit: $(VENV)/.dev
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/unit tests/consistency
+
+integration: $(VENV)/.dev
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/integration
+
+tables: $(VENV)/.controller ## write the generated tables of the README anew
+	@$(BIN)/python tests/consistency/readme.py --write
+
+lock: ## write requirements/constraints.txt anew from the direct requirements
+	@rm -rf .stagegate/lock && $(PYTHON) -m venv .stagegate/lock
+	@.stagegate/lock/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	@{ echo "# Every version that a working environment was tested with; made by \`make lock\`."; \
+	   .stagegate/lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > requirements/constraints.txt
+	@rm -rf .stagegate/lock
+
+clean: ## remove the environment, the embedded host and the collected outputs
+	rm -rf $(VENV) .stagegate outputs
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV)
+
+# Stamps: an environment is filled anew when what is pinned has changed.
+$(VENV)/.controller: $(BIN)/python requirements/controller.txt requirements/constraints.txt
+	@echo "installing the controller's requirements into $(VENV) ..."
+	@$(PIP) -r requirements/controller.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.controller requirements/trainer.txt requirements/dev.txt
+	@echo "installing everything that tests need into $(VENV) ..."
+	@$(PIP) -r requirements/dev.txt
+	@touch $@
