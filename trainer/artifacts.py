@@ -167,8 +167,9 @@ def receive(archive: Path, sha256: str, output_dir: Path) -> dict[str, Any]:
 
 
 def is_trained_in(outputs: Path) -> bool:
-    """Whether a folder of outputs is a host's own: it has a supervisor's lock, which never comes home."""
-    return (outputs / "state" / "supervisor.lock").exists() and not (outputs / COLLECTED).exists()
+    """Whether a folder of outputs is a host's own: a plan with a supervisor's lock, which never comes home."""
+    here = all((outputs / "state" / name).exists() for name in ("plan.json", "supervisor.lock"))
+    return here and not (outputs / COLLECTED).exists()
 
 
 def _is_there(outputs: Path, manifest: dict[str, str]) -> bool:

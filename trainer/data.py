@@ -115,8 +115,24 @@ def _refuse(constant: str) -> None:
 def load_rows(path: Path) -> list[Row]:
     """The rows of a file that must be sound; InputError with every fault otherwise."""
     rows, findings = read_rows(path)
-    raise_errors(findings)
+    raise_errors(findings + check_shape(rows, str(path)))
     return [row for _, row in rows]
+
+
+def check_shape(rows: Iterable[tuple[int, Row]], file: str) -> list[Finding]:
+    """Findings on fields of another kind than every reader of rows or predictions counts on."""
+    faults = _Faults(file)
+    for number, row in rows:
+        for name in ("meta", "expected"):
+            if not isinstance(row.get(name), (dict, type(None))):
+                faults.add(number, name, f"is {row[name]!r}", "give an object or leave it out")
+        for name in ("citations", "tool_calls"):
+            if not isinstance(row.get(name), (list, dict, str, type(None))):
+                faults.add(number, name, f"is {row[name]!r}", "give a list or leave it out")
+        messages = row.get("messages")
+        if messages is not None and not (isinstance(messages, list) and all(isinstance(m, dict) for m in messages)):
+            faults.add(number, "messages", f"is {messages!r:.60}", "give a list of {role, content}")
+    return faults.found
 
 
 def raise_errors(findings: Iterable[Finding]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -18,6 +19,7 @@ REQUEST_FIELDS = (
     "stages", "profile", "overrides", "gate", "skip_sample", "data_root", "source_id",
 )  # fmt: skip
 SMOKE_STAGE = "sample"
+CLOSING_SECONDS = 30.0  # a supervisor ends its worker within its grace of 20 s
 
 
 @dataclass(frozen=True)
@@ -319,6 +321,7 @@ def submit(request: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     or nothing to do. Errors: InputError, NotReady (a closed gate), Interrupted (another plan is running).
     """
     plan = from_request(request)
+    _wait_for_last_word(layout)
     current = read_plan(layout)
     if current and is_locked(layout.lock):
         if current.covers(plan):
@@ -335,6 +338,17 @@ def submit(request: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     write_json(layout.plan, record)
     append_event(layout, "plan submitted", plan_id=plan.plan_id, stages=plan.stages, gate=plan.gate)
     return _answer(plan, "start", lines)
+
+
+def _wait_for_last_word(layout: Layout) -> None:
+    """Let a supervisor whose stages have all ended close its plan: a moment later it is gone."""
+    deadline = time.monotonic() + CLOSING_SECONDS
+    while time.monotonic() < deadline:
+        record = read_record(layout)
+        ended = record is not None and all(name in record["outcomes"] for name in record["stages"])
+        if not ended or not is_locked(layout.lock):
+            return
+        time.sleep(0.1)
 
 
 def _is_done(plan: Plan, layout: Layout) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 
 from trainer import config, diagnose, fingerprint, process
 from trainer import plan as plans
-from trainer.errors import KINDS, Interrupted, TrainerError
+from trainer.errors import KINDS, InputError, Interrupted, TrainerError
 from trainer.plan import Plan, Step
 from trainer.state import SCHEMA, Layout, append_event, now, read_stage, sync_folder, write_json
 from trainer.worker import fresh_folder
@@ -88,6 +88,10 @@ class Supervisor:
         except TrainerError as problem:  # inputs that went away or changed since the plan was checked
             self.end_stage(name, "failed", str(problem), problem.exit_code)
             return "failed"
+        except OSError as problem:
+            message = f"stage {name} could not begin: {problem.strerror or problem}: {problem.filename or ''}"
+            self.end_stage(name, "failed", message.rstrip(": "), InputError.exit_code)
+            return "failed"
 
     def carry_out(self, step: Step) -> str:
         """What the step asks for, as often as its attempts allow."""
@@ -97,8 +101,9 @@ class Supervisor:
             return "skipped"
         if step.mode == "keep":
             return self.keep(step)
-        for _ in range(step.parameters.stage_attempts):
-            status = self.attempt(step)
+        attempts = step.parameters.stage_attempts
+        for attempt in range(1, attempts + 1):
+            status = self.attempt(step, last=attempt == attempts)
             if status != "lost":
                 break
         return status
@@ -117,8 +122,8 @@ class Supervisor:
         append_event(self.layout, "stage kept", plan_id=self.plan.plan_id, stage=name, status=status, message=message)
         return status
 
-    def attempt(self, step: Step) -> str:
-        """Start the stage once more and follow it to its end."""
+    def attempt(self, step: Step, last: bool) -> str:
+        """Start the stage once more and follow it to its end, which is not the stage's unless it is the last."""
         name = step.stage.name
         before = read_stage(self.layout, name) or {}
         stamp = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}"
@@ -140,7 +145,9 @@ class Supervisor:
             self.stop_worker()
             return self.fail(name, log, "cancelled", "Cancelled", f"stage {name} was cancelled", 7)
         except WorkerLost as problem:
-            return self.fail(name, log, "lost", "WorkerLost", str(problem), 7, exit_signal=problem.exit_signal)
+            return self.fail(
+                name, log, "lost", "WorkerLost", str(problem), 7, exit_signal=problem.exit_signal, final=last
+            )
         except TrainerError as problem:
             self.stop_worker()
             kind = type(problem).__name__
@@ -261,8 +268,9 @@ class Supervisor:
         return status
 
     def fail(
-        self, name: str, log: Path, status: str, kind: str, message: str, code: int, exit_signal: int | None = None
-    ) -> str:
+        self, name: str, log: Path, status: str, kind: str, message: str, code: int, exit_signal: int | None = None,
+        final: bool = True,
+    ) -> str:  # fmt: skip
         """Write down a stage that broke, with the last lines of its log and what is known about the cause."""
         text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
         tail = text.splitlines()[-LOG_TAIL_LINES:]
@@ -274,11 +282,11 @@ class Supervisor:
             ]
             diagnose.append_issues(self.layout.logs, issues)
         error = {"kind": kind, "message": message, "log_tail": tail}
-        self.end_stage(name, status, message, code, error=error)
+        self.end_stage(name, status, message, code, final, error=error)
         return status
 
-    def end_stage(self, name: str, status: str, message: str, code: int, **more: Any) -> None:
-        """The end of a stage in its state, in the events and among the plan's outcomes."""
+    def end_stage(self, name: str, status: str, message: str, code: int, final: bool = True, **more: Any) -> None:
+        """The end of a stage in its state, in the events and, unless it is tried again, among the plan's outcomes."""
         changes: dict[str, Any] = {
             "status": status,
             "phase": "",
@@ -297,7 +305,8 @@ class Supervisor:
                 **changes,
             }  # fmt: skip
         self.set_stage(event, name, **changes)
-        self.outcome(name, status, message, code)
+        if final:
+            self.outcome(name, status, message, code)
 
     def outcome(self, name: str, status: str, message: str, code: int) -> None:
         outcomes = {**self.record["outcomes"], name: {"status": status, "message": message, "exit_code": code}}
@@ -414,7 +423,8 @@ def mark_lost(layout: Layout) -> bool:
                 if name in record["outcomes"]:
                     continue
                 state = read_stage(layout, name)
-                if state and state["status"] == "running" and state["plan_id"] == dead.plan.plan_id:
+                # `lost` without an outcome: between two attempts.
+                if state and state["status"] in ("running", "lost") and state["plan_id"] == dead.plan.plan_id:
                     log = layout.root / state["log"]
                     message = f"stage {name} is lost: its supervisor ended without a word (restart, kill or power loss)"
                     dead.fail(name, log, "lost", "SupervisorLost", message, 7)

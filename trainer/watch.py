@@ -42,6 +42,8 @@ def _result(layout: Layout, plan_id: str, stage: str) -> dict[str, Any] | None:
     if record is None or record["plan_id"] != plan_id:
         return _without_plan(layout, record, stage)
     outcome = record["outcomes"].get(stage)
+    if stage == record["stages"][-1] and record["status"] == "running" and is_locked(layout.lock):
+        return None  # the plan is over when its supervisor says so: what follows wants its last word
     if stage not in record["stages"]:
         outcome = {"status": "lost", "message": f"plan {plan_id} has no stage {stage}; submit it", "exit_code": 7}
     if outcome is None and record["status"] == "running" and not is_locked(layout.lock):
@@ -110,7 +112,7 @@ def _training_line(event: Event) -> str:
         parts.append(f"{clock(event['seconds_left'])} left")
     if "gpu_percent" in event:
         used, total = event["gpu_memory_mib"] / 1024, event["gpu_memory_total_mib"] / 1024
-        parts.append(f"GPU {event['gpu_percent']}% {used:.1f}/{total:.1f} GiB")
+        parts.append(f"GPU {event['gpu_percent']}% {used:.0f}/{total:.0f} GiB")
     return "  ".join(parts)
 
 

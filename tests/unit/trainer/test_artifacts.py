@@ -192,6 +192,16 @@ def test_a_failure_of_the_first_receive_leaves_nothing_behind(
     assert tree(home) == {} and artifacts.imported(home)["export_id"] == ""
 
 
+def test_a_lock_without_a_plan_is_in_nobodys_way(host: Any, tmp_path: Path) -> None:
+    lock = tmp_path / "outputs" / "state" / "supervisor.lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    assert artifacts.imported(tmp_path / "outputs") != send(host, tmp_path, tmp_path / "outputs")
+    host.finish("style", status="missed")
+    received = send(host, tmp_path, tmp_path / "outputs")
+    assert artifacts.imported(tmp_path / "outputs") == received, "a copy stays one"
+
+
 def test_a_hosts_own_outputs_are_home_already_and_are_never_marked_as_a_copy(host: Any, tmp_path: Path) -> None:
     host.layout.lock.touch()
     before = tree(host.layout.outputs)

@@ -200,8 +200,11 @@ def test_another_expectation_of_a_known_question_is_only_scored(scores: Any, tin
     root = Path(shutil.copytree(tiny_data, tmp_path / "data"))
     path = root / TABLE.benchmarks["writing"]
     path.write_text(path.read_text(encoding="utf-8").replace("总结", "展望"), encoding="utf-8")
+    path = root / TABLE.stage("style").data
+    path.write_text(path.read_text(encoding="utf-8").replace("电场为零", "处处是零"), encoding="utf-8")
     found, asked = scores(root=root)
     assert asked == []
+    assert found[0]["key_point_coverage"]["value"] < 1.0
     assert found[2]["key_point_coverage"]["value"] == 0.0
 
 

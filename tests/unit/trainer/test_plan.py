@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,21 @@ def test_a_running_plan_is_watched_for_a_part_of_it_and_refused_for_anything_els
             line.submit("sample", "style", "writing")
         assert plan.read_plan(line.layout).plan_id == first["plan_id"]  # type: ignore[union-attr]
     assert line.submit("sample", gate="warn")["action"] == "start", "nobody holds the lock any more"
+
+
+def test_a_plan_that_is_just_closing_is_waited_for(line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed = {"status": "passed", "message": "the gate is open", "exit_code": 0}
+    line.record_plan("sample", status="running", outcomes={"sample": passed})
+    closing = process.locked(line.layout.lock)
+    closing.__enter__()
+    supervisor = threading.Timer(0.3, closing.__exit__, (None, None, None))
+    supervisor.start()
+    assert line.submit("sample", gate="warn")["action"] == "start", "not refused for the sake of a moment"
+    supervisor.join()
+    line.record_plan("sample", status="running", outcomes={"sample": passed})
+    monkeypatch.setattr(plan, "CLOSING_SECONDS", 0.2)
+    with process.locked(line.layout.lock), pytest.raises(Interrupted, match="is running here"):
+        line.submit("sample", gate="warn")
 
 
 def test_faulty_data_stops_the_plan_with_every_fault(line: Any) -> None:

@@ -48,7 +48,7 @@ def say(line: Any, plan_id: str, event: str, stage: str = "style", **fields: Any
         (progress(3), "step 3/20  loss 0.5000  1.50 it/s  01:00 left"),
         (progress(3, seconds_left=None), "step 3/20  loss 0.5000  1.50 it/s"),
         (progress(3, seconds_left=3725, gpu_percent=98, gpu_memory_mib=21811, gpu_memory_total_mib=24576),
-         "step 3/20  loss 0.5000  1.50 it/s  1:02:05 left  GPU 98% 21.3/24.0 GiB"),
+         "step 3/20  loss 0.5000  1.50 it/s  1:02:05 left  GPU 98% 21/24 GiB"),
         (answered(12), "answered 12/40 (trained)"),
         (answered(12, "base model"), "answered 12/40 (base model)"),
         ({"event": "stage ended", "state": {"status": "passed"}}, ""),
@@ -62,9 +62,10 @@ def test_each_kind_of_event_has_its_line(event: dict[str, Any], text: str) -> No
 
 
 def test_ordinary_lines_fit_a_narrow_terminal() -> None:
-    gpu = {"gpu_percent": 100, "gpu_memory_mib": 23900, "gpu_memory_total_mib": 24576}
+    gpu = {"gpu_percent": 100, "gpu_memory_mib": 142000, "gpu_memory_total_mib": 143771}
+    new = {"status": "running", "mode": "train", "reason": "it was not trained before"}
     events = [
-        {"event": "stage started", "state": {"status": "running", "mode": "train", "reason": "it was not trained before"}},
+        {"event": "stage started", "state": new},
         {"event": "phase", "phase": "evaluating", "rows": 57},
         progress(100, steps=100, loss=12.3456, **gpu),
         answered(40, "base model"),
@@ -93,7 +94,7 @@ def test_seconds_are_shown_as_a_clock() -> None:
 
 
 def test_lines_come_once_and_the_result_after_the_last_of_them(line: Any) -> None:
-    record = line.record_plan("sample", "style", status="running")
+    record = line.record_plan("sample", "style", "writing", status="running")
     plan_id = record["plan_id"]
     with process.locked(line.layout.lock):
         say(line, plan_id, "phase", phase="training", rows=2)
@@ -109,10 +110,18 @@ def test_lines_come_once_and_the_result_after_the_last_of_them(line: Any) -> Non
         last = follow(line, plan_id, after=first["cursor"])
     assert not last["more"] and last["result"] == {"stage": "style", **PASSED}
     assert last["lines"][0] == "style   last words"
-    assert last["lines"][1:] == [
-        "style   passed on held-out questions: key point coverage 1.000 n=11 (target 0.90), "
-        "format compliance 1.000 n=11 (target 0.95)"
-    ]
+    figures = "key point coverage 1.000 n=11 (target 0.90), format compliance 1.000 n=11 (target 0.95)"
+    assert last["lines"][1:] == [f"style   passed on held-out questions: {figures}"]
+
+
+def test_the_last_stage_has_ended_when_the_supervisor_has_closed_its_plan(line: Any) -> None:
+    line.finish("sample", "style")
+    record = line.record_plan("sample", "style", status="running", outcomes={"sample": PASSED, "style": PASSED})
+    with process.locked(line.layout.lock):
+        assert follow(line, record["plan_id"], "sample")["result"] == {"stage": "sample", **PASSED}
+        assert follow(line, record["plan_id"])["more"], "its plan is not written as ended yet"
+        write_json(line.layout.plan, {**record, "status": "ended"})
+        assert follow(line, record["plan_id"])["result"] == {"stage": "style", **PASSED}
 
 
 def test_watching_waits_for_news_and_no_longer(line: Any) -> None:
