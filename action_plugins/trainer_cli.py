@@ -116,10 +116,7 @@ class ActionModule(ActionBase):
         # Connections without pipelining take no stdin: the shell on the host feeds it.
         piped = data is not None and not self._connection.has_pipelining
         feed = f"printf %s {shlex.quote(data or '')} | " if piped else ""
-        command = (
-            f"cd {shlex.quote(self._args['code_dir'])} 2>/dev/null || exit {_NO_CODE}; "
-            f"{feed}{environment} {run}"
-        )
+        command = f"cd {shlex.quote(self._args['code_dir'])} 2>/dev/null || exit {_NO_CODE}; {feed}{environment} {run}"
         in_data = data.encode() if data is not None and not piped else None
         done = self._low_level_execute_command(command, in_data=in_data)
         return Reply(done["rc"], last_object(done["stdout"]), done["stderr"])
@@ -134,9 +131,7 @@ class ActionModule(ActionBase):
     def _failure(self, reply: Reply) -> dict[str, Any]:
         """The result of a failed call; findings are printed, the sentence becomes `msg`."""
         if reply.rc == _NO_CODE:
-            return _result(
-                3, f"{self._args['code_dir']} is not there on the host: {_PUBLISH_FIRST}"
-            )
+            return _result(3, f"{self._args['code_dir']} is not there on the host: {_PUBLISH_FIRST}")
         if reply.rc in (126, 127):
             return _result(4, f"the host cannot run {self._args['python']}: {_PUBLISH_FIRST}")
         findings, sentence = error_text(reply.stderr)

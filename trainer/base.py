@@ -33,10 +33,10 @@ SPECIAL_TOKENS = (
 class Recipe:
     """What is built and how long it is pretrained; sizes in tokens or units, the rate is AdamW's peak."""
 
-    vocab_size: int = 1536
+    vocab_size: int = 2560
     hidden_size: int = 256
     intermediate_size: int = 768
-    num_hidden_layers: int = 4
+    num_hidden_layers: int = 3
     num_attention_heads: int = 8
     num_key_value_heads: int = 4
     head_dim: int = 32

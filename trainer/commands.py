@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +16,25 @@ from trainer import (
     artifacts,
     base,
     config,
-    data,
     diagnose,
-    encoding,
     evaluate,
-    fingerprint,
+    ledger,
+    precheck,
     process,
+    recovery,
     source,
     stages,
     supervisor,
+    tables,
     watch,
-)  # fmt: skip
-from trainer import (
-    plan as plans,
+    workshop,
 )
+from trainer import plan as plans
 from trainer.cli import request_from
 from trainer.errors import InputError, NotReady
 from trainer.state import Layout, read_stage
 
 Arguments = argparse.Namespace
-PARAMETERS = "parameters"  # the place of a finding that is in no file
-REQUIRED_PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "tokenizers", "safetensors")
 
 
 def answer(arguments: Arguments, value: dict[str, Any]) -> None:
@@ -133,19 +129,19 @@ def follow(arguments: Arguments, root: Path) -> int:
 
 
 def cancel(arguments: Arguments, root: Path) -> int:
-    answer(arguments, {"lines": supervisor.cancel(training_root(root))})
+    answer(arguments, {"lines": recovery.cancel(training_root(root))})
     return 0
 
 
 def status(arguments: Arguments, root: Path) -> int:
     layout = Layout(root)
     if not (layout.outputs / artifacts.COLLECTED).exists():
-        supervisor.mark_lost(layout)
+        recovery.mark_lost(layout)
     record = plans.read_record(layout)
     states = {name: read_stage(layout, name) for name in stages.load().names}
     code, message = 0, "no plan was submitted yet"
     if record and arguments.plan in ("", record["plan_id"]):
-        code, message = supervisor.verdict(record)
+        code, message = ledger.verdict(record)
         if record["status"] != "ended":
             message = f"plan {record['plan_id']} is {record['status']}"
     elif record:
@@ -190,61 +186,22 @@ def params(arguments: Arguments, root: Path) -> int:
     stage = arguments.stage or table.names[-1]
     values, sources = table.resolve(stage, request["profile"], request["overrides"])
     rows = [
-        {"name": name, "value": getattr(values, name), "source": sources[name], **_described(item)}
+        {"name": name, "value": getattr(values, name), "source": sources[name], **tables.described(item)}
         for name, item in config.FIELDS.items()
     ]
     if arguments.markdown:
-        print(markdown_parameters())
+        print(tables.markdown_parameters())
     elif arguments.json:
         print(json.dumps({"stage": stage, "parameters": rows}, ensure_ascii=False))
     else:
         for row in rows:
-            print(f"{row['name']} = {_literal(row['value'])}  [{row['source']}]\n    {row['help']}")
+            print(f"{row['name']} = {tables.literal(row['value'])}  [{row['source']}]\n    {row['help']}")
     return 0
-
-
-def _described(item: Any) -> dict[str, Any]:
-    meta = item.metadata
-    bounds = [
-        f"{words} {config.shown_limit(meta[key])}"
-        for key, words in (("minimum", ">="), ("above", ">"), ("maximum", "<="))
-        if meta[key] is not None
-    ]
-    return {
-        "type": item.type,
-        "unit": meta["unit"],
-        "limits": ", ".join(bounds) or " | ".join(meta["choices"]),
-        "help": meta["help"],
-    }
-
-
-def _literal(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def markdown_parameters() -> str:
-    """The parameter table of the README."""
-    lines = ["| parameter | default | type | what it is |", "|---|---|---|---|"]
-    for name, item in config.FIELDS.items():
-        found = _described(item)
-        limits = found["limits"].replace("|", "\\|")
-        kind = " ".join(part for part in (found["type"], found["unit"] and f"({found['unit']})", limits) if part)
-        lines.append(f"| `{name}` | `{_literal(item.default)}` | {kind} | {found['help']} |")
-    return "\n".join(lines)
-
-
-def markdown_stages() -> str:
-    """The stage table of the README."""
-    lines = ["| stage | tag | trains on | adapter | gate |", "|---|---|---|---|---|"]
-    for stage in stages.load().stages:
-        gate = ", ".join(f"{name.replace('_', ' ')} >= {value:.2f}" for name, value in stage.gate.items())
-        lines.append(f"| {stage.name} | `{stage.tag}` | {stage.title}: `{stage.data}` | `{stage.adapter}` | {gate} |")
-    return "\n".join(lines)
 
 
 def show_stages(arguments: Arguments, root: Path) -> int:
     if arguments.markdown:
-        print(markdown_stages())
+        print(tables.markdown_stages())
         return 0
     records = [{**asdict(stage), "benchmarks": list(stage.benchmarks)} for stage in stages.load().stages]
     lines = [
@@ -266,78 +223,11 @@ def show_diagnosis(arguments: Arguments, root: Path) -> int:
 
 def check(arguments: Arguments, root: Path) -> int:
     """Data, parameters, packages and base model; all findings at once."""
-    request = request_from(arguments)
-    plan = plans.from_request(request)
-    layout = Layout(root)
-    table = stages.load()
-    data_root = plans.data_root(plan.data_root)
-    findings: list[data.Finding] = []
-    notes: list[str] = []
-    for name in plan.stages:
-        stage = table.stage(name)
-        parameters, _ = table.resolve(name, plan.profile, plan.overrides)
-        findings += data.check_stage(data_root, table, stage)
-        findings += _check_base(parameters, layout)
-        if not any(f.severity == "error" and f.file in (stage.data, PARAMETERS) for f in findings):
-            more, note = _check_lengths(layout, stage, parameters, data_root)
-            findings += more
-            notes += [note] if note else []
-    findings = list(dict.fromkeys(findings))
-    missing = _missing_packages()
-    rows = {name: len(data.read_rows(data_root / table.stage(name).data)[0]) for name in plan.stages}
-    lines = [str(f) for f in findings] + list(dict.fromkeys(notes))
-    if missing:
-        lines.append(
-            f"warning: not installed here: {', '.join(missing)}; install requirements/trainer.txt before training"
-        )
-    errors = [f for f in findings if f.severity == "error"]
-    if errors:
-        if arguments.json:
-            print(json.dumps({"lines": lines, "findings": [f.as_dict() for f in findings]}, ensure_ascii=False))
-        if all(f.file == PARAMETERS for f in errors):
-            raise InputError(f"{errors[0].problem}; {errors[0].remedy}", map(str, errors[1:]))
-        data.raise_errors(findings)
-    counted = ", ".join(f"{name} {count}" for name, count in rows.items())
-    lines.append(f"data is sound: {counted} rows; python {platform.python_version()}")
-    answer(arguments, {"lines": lines, "findings": [f.as_dict() for f in findings]})
+    found = precheck.inspect(plans.from_request(request_from(arguments)), Layout(root))
+    if arguments.json or not found.errors:
+        answer(arguments, {"lines": found.lines, "findings": [item.as_dict() for item in found.findings]})
+    found.raise_errors()
     return 0
-
-
-def _check_base(parameters: config.Parameters, layout: Layout) -> list[data.Finding]:
-    """A finding when the base model is named as a folder that is none, or its corpus is missing."""
-    try:
-        fingerprint.of_base(parameters, layout, plans.corpus())
-    except InputError as problem:
-        sentence, _, remedy = str(problem).partition("; ")
-        return [data.Finding("error", PARAMETERS, 0, "model_name_or_path", sentence, remedy)]
-    return []
-
-
-def _missing_packages() -> list[str]:
-    missing = []
-    for name in REQUIRED_PACKAGES:
-        try:
-            metadata.version(name)
-        except metadata.PackageNotFoundError:
-            missing.append(name)
-    return missing
-
-
-def _check_lengths(
-    layout: Layout, stage: stages.Stage, parameters: config.Parameters, data_root: Path
-) -> tuple[list[data.Finding], str]:
-    """Rows that are too long or train nothing, where the base's tokenizer is at hand; else a note."""
-    path = parameters.model_name_or_path
-    if path == base.NAME:
-        path = str(base.location(layout.models, plans.corpus()))
-    if not Path(path).is_dir() or _missing_packages():
-        return [], "lengths are checked when the base model is there, before anything is trained"
-    tokenizer = encoding.load_tokenizer(path, local_only=True)
-    numbered, _ = data.read_rows(data_root / stage.data, stage.data)
-    _, findings = encoding.encode(
-        numbered, tokenizer, stage.data, enable_thinking=parameters.enable_thinking, max_length=parameters.max_length
-    )
-    return findings, ""
 
 
 def score(arguments: Arguments, root: Path) -> int:
@@ -349,6 +239,8 @@ def score(arguments: Arguments, root: Path) -> int:
 
 
 def build_base(arguments: Arguments, root: Path) -> int:
+    for name, value in workshop.WORKER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)  # torch, which reads them, is imported below
     print(base.build(Layout(root).models, arguments.corpus or plans.corpus()))
     return 0
 

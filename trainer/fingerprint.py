@@ -112,9 +112,12 @@ def training_parts(
 def evaluation_parts(stage: Stage, table: StageTable, parameters: config.Parameters, data_root: Path) -> dict[str, str]:
     """The hashes that a score depends on, beside those of the adapter that is scored."""
     files = sorted(table.benchmarks.values()) if stage.benchmarks else []
+    shaping = config.by_scope(parameters, "evaluation")
+    if not stage.benchmarks:  # such a stage is judged on its own questions, whatever is said
+        del shaping["gate_questions"]
     return {
         "benchmarks": of_files(data_root, files),
-        "evaluation_parameters": of_value(config.by_scope(parameters, "evaluation")),
+        "evaluation_parameters": of_value(shaping),
         "evaluation_modules": of_modules(EVALUATION_MODULES),
         "gate": of_value([dict(stage.gate), list(stage.benchmarks)]),
     }

@@ -13,7 +13,17 @@ from trainer import config, data, fingerprint, stages
 from trainer.errors import InputError, Interrupted, NotReady
 from trainer.process import is_locked
 from trainer.stages import Stage, StageTable
-from trainer.state import SCHEMA, Layout, StateError, append_event, now, read_json, read_stage, write_json
+from trainer.state import (
+    SCHEMA,
+    Layout,
+    StateError,
+    append_event,
+    now,
+    read_json,
+    read_stage,
+    standing_result,
+    write_json,
+)
 
 REQUEST_FIELDS = (
     "stages", "profile", "overrides", "gate", "skip_sample", "data_root", "source_id",
@@ -209,8 +219,9 @@ def is_skipped(plan: Plan, stage: Stage) -> bool:
 
 
 def _recorded_training(layout: Layout, stage: Stage) -> str:
-    record = read_stage(layout, stage.name)
-    return str(((record or {}).get("fingerprint") or {}).get("training", ""))
+    record = read_stage(layout, stage.name) or {}
+    known = record.get("fingerprint") or (standing_result(record or None) or {}).get("fingerprint") or {}
+    return str(known.get("training", ""))
 
 
 def _step(
@@ -231,9 +242,10 @@ def _decide(
     record = read_stage(layout, stage.name)
     if record is None:
         return "train", "it was not trained before"
-    kept = record.get("fingerprint") or {}
-    if record["status"] not in ("passed", "missed") or not kept:
+    result = standing_result(record)
+    if result is None:
         return "train", f"its last run is {record['status']}"
+    kept = result["fingerprint"]
     different = fingerprint.changed(kept.get("parts"), training)
     if different:
         words = {"previous": f"stage {changed_before or 'before it'}", "modules": "trainer code", "base": "base model"}
@@ -246,7 +258,7 @@ def _decide(
     if different or missing:
         names = ", ".join(name.replace("_", " ") for name in different) or "its report is missing"
         return "evaluate", f"changed for the score only: {names}"
-    return "keep", f"data, base model, parameters and code are those of {record['plan_id']}"
+    return "keep", f"data, base model, parameters and code are those of {result['plan_id']}"
 
 
 def check_gates(plan: Plan, layout: Layout) -> list[str]:

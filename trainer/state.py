@@ -117,6 +117,22 @@ def read_stage(layout: Layout, name: str) -> dict[str, Any] | None:
     return record
 
 
+# What a stage's state says of a result; a later state keeps it as `superseded` while the result itself stands.
+RESULT_FIELDS = (
+    "status", "plan_id", "attempt", "reason", "mode", "started_at", "ended_at", "log", "exit_code", "message",
+    "fingerprint", "gate", "summary", "times", "error",
+)  # fmt: skip
+
+
+def standing_result(record: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The result (passed or missed) that a stage's adapter on disk stands for, whatever was tried since."""
+    if record is None:
+        return None
+    if record["status"] in ("passed", "missed") and record.get("fingerprint"):
+        return {name: record.get(name) for name in RESULT_FIELDS}
+    return record.get("superseded")
+
+
 def append_event(layout: Layout, event: str, **fields: Any) -> dict[str, Any]:
     """Append one event durably and return it. A torn last line (power loss) is closed first."""
     record = {"time": now(), "event": event, **fields}

@@ -8,8 +8,8 @@ from typing import Any
 
 from trainer import plan as plans
 from trainer.process import is_locked
+from trainer.recovery import mark_lost
 from trainer.state import Layout, read_events, read_stage
-from trainer.supervisor import mark_lost
 
 POLL_SECONDS = 0.25
 # A submitted plan whose supervisor has not taken the lock after this long was never started.

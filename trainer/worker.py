@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import sys
 import time
 import traceback
@@ -257,18 +256,6 @@ def redirect_output(path: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-
-
-def fresh_folder(layout: state.Layout, stage: stages.Stage, mode: str) -> Path:
-    """An empty folder beside the adapter's final one; for a new score it holds a copy of the adapter."""
-    folder = layout.adapters / f".{stage.adapter}.new"
-    if folder.exists():
-        shutil.rmtree(folder)
-    if mode == "train":
-        folder.mkdir(parents=True)
-    else:
-        shutil.copytree(layout.adapters / stage.adapter, folder)
-    return folder
 
 
 def main(project_root: Path, report_descriptor: int) -> int:

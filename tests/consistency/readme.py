@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from trainer.commands import markdown_parameters, markdown_stages  # noqa: E402 - the path comes first
+from trainer.tables import markdown_parameters, markdown_stages  # noqa: E402 - the path comes first
 
 TABLES = {"stages": markdown_stages, "parameters": markdown_parameters}
 

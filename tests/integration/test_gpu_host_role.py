@@ -34,12 +34,8 @@ esac
 """
 WHEEL = {
     "stagegate_probe.py": "",
-    "stagegate_probe-1.0.dist-info/METADATA": (
-        "Metadata-Version: 2.1\nName: stagegate-probe\nVersion: 1.0\n"
-    ),
-    "stagegate_probe-1.0.dist-info/WHEEL": (
-        "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    ),
+    "stagegate_probe-1.0.dist-info/METADATA": ("Metadata-Version: 2.1\nName: stagegate-probe\nVersion: 1.0\n"),
+    "stagegate_probe-1.0.dist-info/WHEEL": ("Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"),
     "stagegate_probe-1.0.dist-info/RECORD": "",
 }
 

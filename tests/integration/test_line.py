@@ -57,9 +57,7 @@ class Line:
         )
 
     def start(self, *words: str, **more: Any) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self.command(*words), cwd=self.folder, env=self.environment(), text=True, **more
-        )
+        return subprocess.Popen(self.command(*words), cwd=self.folder, env=self.environment(), text=True, **more)
 
     def outcomes(self, **outcomes: Any) -> None:
         self.host.mkdir(parents=True, exist_ok=True)
@@ -136,9 +134,7 @@ def test_whole_line_trains_collects_and_closes(
     assert not list((line.host / "releases").glob(".incoming*"))
 
 
-def test_second_run_changes_nothing(
-    trained: tuple[Line, subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_second_run_changes_nothing(trained: tuple[Line, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     again = Line(tmp_path / "again")
     shutil.copytree(trained[0].folder, again.folder, symlinks=True)
     done = again.run()
@@ -250,9 +246,7 @@ def test_answer_on_a_terminal_decides(line: Line, answer: str, code: int, plans:
 
     words = ["-e", "trainer_confirm_after_sample=true"]
     words += ["--skip-tags", "precheck,writing,multitask,collect"]
-    process = line.start(
-        *words, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=own_terminal
-    )
+    process = line.start(*words, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=own_terminal)
     os.close(theirs)
     shown = b""
     while b"[y/N]" not in shown:
@@ -313,9 +307,7 @@ def test_several_hosts_are_told_apart(line: Line) -> None:
 
 
 @pytest.mark.parametrize("playbook", ["status", "cancel", "collect"])
-def test_small_playbooks(
-    trained: tuple[Line, subprocess.CompletedProcess[str]], playbook: str
-) -> None:
+def test_small_playbooks(trained: tuple[Line, subprocess.CompletedProcess[str]], playbook: str) -> None:
     done = trained[0].run(playbook=f"playbooks/{playbook}.yml")
     assert done.returncode == 0, done.stderr
     shown = {"status": "running: False", "cancel": "nothing runs", "collect": "Best model"}

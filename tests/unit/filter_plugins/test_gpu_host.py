@@ -91,9 +91,7 @@ def test_broken_drivers(name: str, tool: str) -> None:
 def test_a_lost_gpu_stands_beside_the_healthy_one() -> None:
     gpu = facts_of("broken_one_of_two")["gpu"]
     assert len(gpu["devices"]) == 1
-    assert gpu["lost"] == [
-        "Unable to determine the device handle for GPU 0000:81:00.0: Unknown Error"
-    ]
+    assert gpu["lost"] == ["Unable to determine the device handle for GPU 0000:81:00.0: Unknown Error"]
 
 
 def test_noise_of_the_login_and_of_a_terminal_is_ignored() -> None:

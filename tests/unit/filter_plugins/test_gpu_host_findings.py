@@ -81,9 +81,7 @@ def test_every_broken_driver_has_a_meaning_of_its_own() -> None:
     names = [p.stem for p in RECORDED.glob("broken_*.txt")]
     meanings = {name: findings_of(facts_of(name))[0]["message"].split("(")[0] for name in names}
     same = {"broken_gpu_lost", "broken_device_handle", "broken_one_of_two"}
-    assert len({meaning for name, meaning in meanings.items() if name not in same}) == len(
-        set(names) - same
-    )
+    assert len({meaning for name, meaning in meanings.items() if name not in same}) == len(set(names) - same)
 
 
 def test_a_gpu_that_reports_errors_in_place_of_values() -> None:
@@ -187,8 +185,7 @@ def test_gpu_memory(sizes: list[int], refused: bool) -> None:
     facts = facts_of("rtx4090_driver_550")
     device = facts["gpu"]["devices"][0]
     facts["gpu"]["devices"] = [
-        {**device, "index": n, "memory_mib": size, "memory_free_mib": size}
-        for n, size in enumerate(sizes)
+        {**device, "index": n, "memory_mib": size, "memory_free_mib": size} for n, size in enumerate(sizes)
     ]
     found = findings_of(facts)
     assert checks(found) == (["vram"] if refused else [])

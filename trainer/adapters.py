@@ -1,0 +1,31 @@
+"""The folders of adapters: a fresh one beside the final one, and its switch into place. No torch."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from trainer.stages import Stage
+from trainer.state import Layout, sync_folder
+
+
+def fresh_folder(layout: Layout, stage: Stage, mode: str) -> Path:
+    """An empty folder beside the adapter's final one; for a new score it holds a copy of the adapter."""
+    folder = layout.adapters / f".{stage.adapter}.new"
+    if folder.exists():
+        shutil.rmtree(folder)
+    if mode == "train":
+        folder.mkdir(parents=True)
+    else:
+        shutil.copytree(layout.adapters / stage.adapter, folder)
+    return folder
+
+
+def publish(fresh: Path, final: Path) -> None:
+    """Put a finished adapter folder in its place; the one before is kept as `.<name>.previous`."""
+    previous = final.with_name(f".{final.name}.previous")
+    if final.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        final.rename(previous)
+    fresh.rename(final)
+    sync_folder(final.parent)
