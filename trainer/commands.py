@@ -129,7 +129,10 @@ def follow(arguments: Arguments, root: Path) -> int:
 
 
 def cancel(arguments: Arguments, root: Path) -> int:
-    answer(arguments, {"lines": recovery.cancel(training_root(root))})
+    layout = training_root(root)
+    record = plans.read_record(layout)
+    running = record is not None and record["status"] != "ended"
+    answer(arguments, {"cancelled": running, "lines": recovery.cancel(layout)})
     return 0
 
 

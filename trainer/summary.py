@@ -207,5 +207,11 @@ def closing_lines(context: Mapping[str, Any], output_dir: str) -> list[str]:
     adapters = [stage["adapter"] for stage in context["stages"] if stage["present"]]
     listed = f"{folder}/adapter ({', '.join(adapters)})" if adapters else "none"
     chosen, why_not = choose(context)
-    best = f"{chosen['adapter']} ({chosen['reason']})" if chosen else f"none ({why_not})"
+    best = f"{chosen['adapter']} ({_brief(chosen['reason'])})" if chosen else f"none ({why_not})"
     return [f"Summary: {where}", f"Adapters: {listed}", f"Best model: {best}"]
+
+
+def _brief(reason: str) -> str:
+    """A reason for the terminal; what the summary says of every overlapping interval becomes a hint."""
+    clauses = reason.split("; ")
+    return "; ".join(clauses[:2]) + ("; the intervals overlap, see the summary" if len(clauses) > 2 else "")
