@@ -55,24 +55,22 @@ def _stage_code(result: Mapping[str, Any], gate: str) -> int:
 def run_verdict(
     results: Iterable[Mapping[str, Any]], gate: str = "strict", warnings: Iterable[Any] = ()
 ) -> dict[str, Any]:
-    """How the run ends: {"exit_code": worst code, "message": its sentence}; 0, "" if all is well.
+    """How the run ends: {"exit_code": code, "message": its sentence}; 0, "" if all is well.
 
-    `results`: {stage, status, exit_code, message} of every stage watched; `warnings`: findings
-    (records with `problem`, or sentences) that a gate in mode `warn` let pass.
+    `results`: {stage, status, exit_code, message} of every stage watched, in their order: the first that did
+    not end well decides, as the stages behind it are closed for its sake. `warnings`: findings (records with
+    `problem`, or sentences) that a gate in mode `warn` let pass.
     """
-    worst: dict[str, Any] = {"exit_code": 0, "message": ""}
     for result in results:
         code = _stage_code(result, gate)
-        if code > worst["exit_code"]:
-            message = result.get("message") or f"the stage ended as {result.get('status')}"
-            worst = {"exit_code": code, "message": f"stage {result.get('stage')}: {message}"}
+        if code:
+            name = f"stage {result.get('stage')}"
+            message = str(result.get("message") or f"it ended as {result.get('status')}")
+            return {"exit_code": code, "message": message if name in message else f"{name}: {message}"}
     found = [_sentence(finding) for finding in warnings]
-    if found and worst["exit_code"] < _HOST_UNFIT:
-        worst = {
-            "exit_code": _HOST_UNFIT,
-            "message": f"the run went on with an unfit host: {'; '.join(found)}",
-        }
-    return worst
+    if found:
+        return {"exit_code": _HOST_UNFIT, "message": f"the run went on with an unfit host: {'; '.join(found)}"}
+    return {"exit_code": 0, "message": ""}
 
 
 def _sentence(finding: Any) -> str:

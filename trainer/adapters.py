@@ -22,10 +22,19 @@ def fresh_folder(layout: Layout, stage: Stage, mode: str) -> Path:
 
 
 def publish(fresh: Path, final: Path) -> None:
-    """Put a finished adapter folder in its place; the one before is kept as `.<name>.previous`."""
+    """Put a finished adapter folder in its place; the one before is kept as `.<name>.previous`.
+
+    OSError when that cannot be done; the former adapter is in its place then.
+    """
     previous = final.with_name(f".{final.name}.previous")
-    if final.exists():
+    replaces = final.exists()
+    if replaces:
         shutil.rmtree(previous, ignore_errors=True)
         final.rename(previous)
-    fresh.rename(final)
+    try:
+        fresh.rename(final)
+    except OSError:
+        if replaces:
+            previous.rename(final)
+        raise
     sync_folder(final.parent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -254,11 +255,23 @@ def _decide(
     if fingerprint.of_adapter(folder) != kept.get("adapter"):
         return "train", f"the files of {stage.adapter} are not those that were trained"
     different = fingerprint.changed(kept.get("parts"), evaluation)
-    missing = not (folder / f"eval_report_{stage.name}.json").is_file()
-    if different or missing:
-        names = ", ".join(name.replace("_", " ") for name in different) or "its report is missing"
+    if different or not _is_reported(folder / f"eval_report_{stage.name}.json", kept):
+        names = ", ".join(name.replace("_", " ") for name in different) or "its report is missing or another one's"
         return "evaluate", f"changed for the score only: {names}"
     return "keep", f"data, base model, parameters and code are those of {result['plan_id']}"
+
+
+def _is_reported(path: Path, kept: Mapping[str, Any]) -> bool:
+    """Whether the report beside an adapter is that of the result with these fingerprints.
+
+    A run that was lost between its report and its state leaves the report of another score.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    told = report.get("fingerprint") if isinstance(report, dict) else None
+    return isinstance(told, dict) and all(told.get(x) == kept.get(x) for x in ("training", "evaluation", "adapter"))
 
 
 def check_gates(plan: Plan, layout: Layout) -> list[str]:

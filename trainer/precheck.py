@@ -84,9 +84,13 @@ def _check_base(parameters: config.Parameters, layout: Layout) -> list[Finding]:
     try:
         fingerprint.of_base(parameters, layout, plans.corpus())
     except InputError as problem:
-        sentence, _, remedy = str(problem).partition("; ")
-        return [Finding("error", PARAMETERS, 0, "model_name_or_path", sentence, remedy)]
+        return [_base_finding(problem)]
     return []
+
+
+def _base_finding(problem: InputError) -> Finding:
+    sentence, _, remedy = str(problem).partition("; ")
+    return Finding("error", PARAMETERS, 0, "model_name_or_path", sentence, remedy or "correct model_name_or_path")
 
 
 def _check_lengths(
@@ -103,7 +107,10 @@ def _check_lengths(
         present = False
     if not present:
         return [], "lengths are checked when the base model is there, before anything is trained"
-    tokenizer = encoding.load_tokenizer(path, local_only=True)
+    try:
+        tokenizer = encoding.load_tokenizer(path, local_only=True)
+    except InputError as problem:  # a finding among the others, not instead of them
+        return [_base_finding(problem)], ""
     numbered, _ = data.read_rows(root / stage.data, stage.data)
     _, findings = encoding.encode(
         numbered, tokenizer, stage.data, enable_thinking=parameters.enable_thinking, max_length=parameters.max_length

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 from trainer import plan as plans
 from trainer import process
 from trainer.errors import Interrupted
@@ -9,6 +12,8 @@ from trainer.ledger import Ledger
 from trainer.state import Layout, append_event, now, read_stage, write_json
 from trainer.supervisor import Supervisor
 from trainer.workshop import GRACE_SECONDS
+
+BEGINNING_SECONDS = 10.0  # a supervisor that has the lock writes down at once who it is
 
 
 def mark_lost(layout: Layout) -> bool:
@@ -46,23 +51,42 @@ def mark_lost(layout: Layout) -> bool:
 
 def cancel(layout: Layout) -> list[str]:
     """End the plan of this project root, whatever it does; lines that say what was done."""
-    record = plans.read_record(layout)
+    record = _settled(layout)
     if record is None or record["status"] == "ended":
         return ["no plan is running: nothing to cancel"]
+    if record["status"] == "submitted":
+        return _cancel_submitted(layout)
     if not process.is_locked(layout.lock):
-        if record["status"] == "running":
-            mark_lost(layout)
-            return [f"plan {record['plan_id']} was lost already: its state says so now"]
-        outcomes = {
-            name: {"status": "cancelled", "message": "cancelled before it began", "exit_code": 7}
-            for name in record["stages"]
-        }
-        write_json(layout.plan, {**record, "status": "ended", "ended_at": now(), "outcomes": outcomes})
-        append_event(layout, "plan ended", plan_id=record["plan_id"], exit_code=7, message="cancelled before it began")
-        return [f"plan {record['plan_id']} was cancelled before it began"]
+        mark_lost(layout)
+        return [f"plan {record['plan_id']} was lost already: its state says so now"]
     who = record.get("supervisor")
     process.end(who or {}, GRACE_SECONDS * 2 + 10)
     if process.is_alive(record.get("worker")):
         process.end(record["worker"], 1.0)
     mark_lost(layout)
     return [f"plan {record['plan_id']} was cancelled"]
+
+
+def _settled(layout: Layout) -> dict[str, Any] | None:
+    """The plan's file, read when no supervisor is just beginning with it: then it is known whom to end."""
+    deadline = time.monotonic() + BEGINNING_SECONDS
+    while True:
+        record = plans.read_record(layout)
+        beginning = record is not None and record["status"] == "submitted" and process.is_locked(layout.lock)
+        if not beginning or time.monotonic() >= deadline:
+            return record
+        time.sleep(0.05)
+
+
+def _cancel_submitted(layout: Layout) -> list[str]:
+    """End a plan that nobody runs yet; under the lock, so that no supervisor begins with it meanwhile."""
+    with process.locked(layout.lock):
+        record = plans.read_record(layout)
+        if record is not None and record["status"] == "submitted":
+            message = "cancelled before it began"
+            outcome = {"status": "cancelled", "message": message, "exit_code": 7}
+            outcomes = dict.fromkeys(record["stages"], outcome)
+            write_json(layout.plan, {**record, "status": "ended", "ended_at": now(), "outcomes": outcomes})
+            append_event(layout, "plan ended", plan_id=record["plan_id"], exit_code=7, message=message)
+            return [f"plan {record['plan_id']} was {message}"]
+    return cancel(layout)  # it began, or another one came, in that moment

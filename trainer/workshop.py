@@ -90,13 +90,15 @@ class Workshop:
             selector.register(self.reports, selectors.EVENT_READ)
             while (left := deadline - time.monotonic()) > 0:
                 if not selector.select(min(left, 1.0)):
+                    if self.worker is None or self.worker.poll() is not None:
+                        return  # something that it started holds its end open
                     continue
                 piece = self.reports.read(1 << 16)
                 if piece == b"":
                     return
                 *lines, pending = (pending + (piece or b"")).split(b"\n")
                 for line in lines:
-                    yield json.loads(line)
+                    yield _report(stage, line)
         raise TrainingFailed(f"stage {stage} ran longer than stage_timeout_seconds = {timeout_seconds:g}; raise it")
 
     def identity(self) -> dict[str, Any] | None:
@@ -125,3 +127,12 @@ class Workshop:
             process.end_group(self.worker, GRACE_SECONDS)
             self.reports.close()
             self.worker = None
+
+
+def _report(stage: str, line: bytes) -> dict[str, Any]:
+    """A report of the worker; TrainingFailed when the line is none, which would end the supervisor otherwise."""
+    with contextlib.suppress(ValueError):
+        found = json.loads(line)
+        if isinstance(found, dict) and isinstance(found.get("event"), str):
+            return found
+    raise TrainingFailed(f"the worker of stage {stage} sent {line[:80]!r}, which is no report; look at its log")

@@ -136,3 +136,8 @@ def test_every_command_that_the_readme_names_exists() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"python -m trainer ([a-z]+)", text))
     assert named and named <= set(COMMANDS)
+
+
+def test_inputs_of_every_role_are_checked_for_misspelt_names() -> None:
+    variables = yaml.safe_load((ROOT / "roles" / "trainer" / "vars" / "main.yml").read_text(encoding="utf-8"))
+    assert variables["__trainer_roles"] == sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir())

@@ -85,9 +85,11 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Line:
         source, target = REPOSITORY / part, folder / part
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
-    stand_in = folder / "roles" / "gpu_host" / "tasks"
-    stand_in.mkdir(parents=True)
-    (stand_in / "main.yml").write_text("---\n[]\n")
+    gpu_host = folder / "roles" / "gpu_host"  # its inputs are real, its tasks have tests of their own
+    for part in ("defaults", "meta", "vars"):
+        shutil.copytree(REPOSITORY / "roles" / "gpu_host" / part, gpu_host / part)
+    (gpu_host / "tasks").mkdir()
+    (gpu_host / "tasks" / "main.yml").write_text("---\n[]\n")
     shutil.copytree(Path(__file__).parent / "fake_trainer", folder / "trainer")
     shutil.copy(REPOSITORY / "trainer" / "stages.yml", folder / "trainer")
     (folder / ".venv").symlink_to(sys.prefix)

@@ -104,3 +104,15 @@ def test_warnings_of_the_host_end_the_run_unfit() -> None:
     verdict = plugin.run_verdict([], "strict", [{"problem": "driver 470 is too old"}, "no space"])
     assert verdict["exit_code"] == 4
     assert "driver 470 is too old; no space" in verdict["message"]
+
+
+def test_the_stage_that_broke_decides_not_those_closed_for_its_sake() -> None:
+    broken = {"stage": "style", "status": "failed", "exit_code": 2, "message": "row 'a' is too long"}
+    closed = {"stage": "writing", "status": "closed", "exit_code": 3, "message": "closed: stage style is failed"}
+    assert plugin.run_verdict([broken, closed]) == {"exit_code": 2, "message": "stage style: row 'a' is too long"}
+    assert plugin.run_verdict([closed])["exit_code"] == 3
+
+
+def test_a_sentence_that_names_its_stage_is_not_prefixed_again() -> None:
+    missed = {"stage": "style", "status": "missed", "exit_code": 6, "message": "stage style missed its gate"}
+    assert plugin.run_verdict([missed])["message"] == "stage style missed its gate"

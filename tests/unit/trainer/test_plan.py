@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from trainer import fingerprint, plan, process, stages
 from trainer.errors import InputError, Interrupted, NotReady
-from trainer.state import StateError, read_events, read_json, read_stage, write_json
+from trainer.state import StateError, read_events, read_json, read_stage, standing_result, write_json
 
 ALL = ["sample", "style", "writing", "all"]
 TRAIN = dict.fromkeys(ALL, "train")
@@ -119,11 +120,17 @@ def test_changed_rows_redo_their_stage_and_the_later_ones_only(line: Any) -> Non
     assert found["all"][1] == "changed: stage writing"
 
 
-@pytest.mark.parametrize("parameters", [{"max_new_tokens": 7}, {"gate_questions": "trained"}])
-def test_a_parameter_of_the_evaluation_only_scores_again(line: Any, parameters: dict[str, Any]) -> None:
+def test_a_parameter_of_the_evaluation_only_scores_again(line: Any) -> None:
     line.finish()
-    found = line.steps(parameters=parameters)
+    found = line.steps(parameters={"max_new_tokens": 7})
     assert {mode for mode, _ in found.values()} == {"evaluate"}
+    assert found["style"][1] == "changed for the score only: evaluation parameters"
+
+
+def test_the_gates_questions_are_nothing_to_a_stage_without_benchmarks(line: Any) -> None:
+    line.finish()
+    found = line.steps(parameters={"gate_questions": "trained"})
+    assert {name: mode for name, (mode, _) in found.items()} == {**dict.fromkeys(ALL, "evaluate"), "sample": "keep"}
     assert found["style"][1] == "changed for the score only: evaluation parameters"
 
 
@@ -172,6 +179,19 @@ def test_a_missing_report_is_made_again_without_training(line: Any) -> None:
     assert line.modes() == {**KEEP, "style": "evaluate"}
 
 
+def test_a_report_of_another_score_is_made_again_without_training(line: Any) -> None:
+    line.finish()
+    path = line.layout.adapters / "adapter_style" / "eval_report_style.json"
+    before = path.read_text(encoding="utf-8")
+    report = json.loads(before)
+    report["fingerprint"]["evaluation"] = "of a run that was lost before its state was written"
+    for text in (json.dumps(report), "{", "[]", '{"fingerprint": 5}'):
+        path.write_text(text, encoding="utf-8")
+        assert line.modes() == {**KEEP, "style": "evaluate"}
+    path.write_text(before, encoding="utf-8")
+    assert line.modes() == KEEP
+
+
 @pytest.mark.parametrize("status", ["failed", "lost", "cancelled", "closed", "skipped", "running"])
 def test_a_stage_that_did_not_come_to_an_end_is_trained(line: Any, status: str) -> None:
     line.finish()
@@ -179,6 +199,40 @@ def test_a_stage_that_did_not_come_to_an_end_is_trained(line: Any, status: str) 
     assert record is not None
     write_json(line.layout.stage("style"), {**record, "status": status})
     assert line.steps()["style"] == ("train", f"its last run is {status}")
+
+
+def supersede(line: Any, name: str, status: str) -> None:
+    """End a stage in another way while its result still stands, as the ledger does."""
+    known = read_stage(line.layout, name)
+    assert known is not None
+    ended = {**known, "status": status, "fingerprint": None, "gate": None, "superseded": standing_result(known)}
+    write_json(line.layout.stage(name), ended)
+
+
+@pytest.mark.parametrize("status", ["failed", "lost", "cancelled", "closed", "skipped", "running"])
+def test_a_result_stands_whatever_was_tried_since(line: Any, status: str) -> None:
+    line.finish()
+    supersede(line, "style", status)
+    assert line.modes() == KEEP
+    assert line.submit()["action"] == "start", "its state is to be written anew"
+    assert line.modes("writing", gate="off") == {"writing": "keep"}, "the stage before is the one that stands"
+    with pytest.raises(NotReady) if status != "skipped" else nullcontext():
+        line.submit("writing")
+
+
+def test_a_former_result_stands_for_its_own_inputs_only(line: Any) -> None:
+    line.finish()
+    supersede(line, "all", "closed")
+    assert line.modes() == KEEP
+    assert line.modes(parameters={"max_new_tokens": 7})["all"] == "evaluate"
+    weights = line.layout.adapters / "adapter_multitask" / "adapter_model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(b"other")
+    assert line.steps()["all"] == ("train", "the files of adapter_multitask are not those that were trained")
+    weights.write_bytes(before)
+    assert line.modes() == KEEP
+    touch_rows(line, "all_sft.jsonl")
+    assert line.steps()["all"] == ("train", "changed: data")
 
 
 def test_a_missed_stage_stands_as_missed_until_something_changes(line: Any) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from trainer.process import is_alive
-from trainer.state import derive_states
-from trainer.supervisor import LOG_TAIL_LINES
+from tests.unit.trainer.stand_in import StandIn, carry_out, results
+from trainer.errors import TrainingFailed
+from trainer.state import derive_states, read_events, read_stage
+from trainer.supervisor import LOG_TAIL_LINES, Cancelled
+from trainer.workshop import WorkerLost
 
 STAGES = ["sample", "style", "writing", "all"]
 ENDLESS = 1_000_000  # steps: a stage that runs until somebody ends it
@@ -126,7 +128,7 @@ def test_a_missed_gate_closes_the_way(after_a_miss: dict[str, Any]) -> None:
     assert found["code"] == 6
     outcomes = {name: (item["status"], item["exit_code"]) for name, item in found["plan"]["outcomes"].items()}
     assert outcomes == {
-        "sample": ("passed", 0), "style": ("missed", 6), "writing": ("closed", 3), "all": ("closed", 3)
+        "sample": ("up to date", 0), "style": ("missed", 6), "writing": ("closed", 3), "all": ("closed", 3)
     }  # fmt: skip
     assert found["states"]["writing"]["message"] == "closed: stage style missed its gate"
     assert found["states"]["style"]["message"].startswith("stage style missed its gate: key point coverage 0.")
@@ -180,6 +182,139 @@ def test_a_stage_behind_a_missed_gate_is_refused(after_a_miss: dict[str, Any]) -
     last = refused.stderr.splitlines()[-1]
     assert last.startswith("error: the gate before stage writing is closed: stage style missed its gate (key point")
     assert host.ask("writing", gate_questions="held_out", gate="warn").returncode == 0
+
+
+def test_a_gate_that_opens_again_brings_back_what_it_had_closed(finished_line: Any, make_host: Any) -> None:
+    host = make_host(finished_line)
+    weights = {name: adapter(host, name) for name in ("sample", "style", "writing", "multitask")}
+    reports = {name: host.report(name) for name in STAGES}
+    before = host.states()
+    assert host.carry_out(gate_questions="held_out")[0] == 6
+    assert statuses(host) == {"sample": "passed", "style": "missed", "writing": "closed", "all": "closed"}
+    cursor = len(host.events())
+    assert host.carry_out(gate_questions="trained")[0] == 0
+    assert {name: item["status"] for name, item in host.plan()["outcomes"].items()} == {
+        "sample": "up to date", "style": "passed", "writing": "up to date", "all": "up to date"
+    }  # fmt: skip
+    started = [e for e in host.events()[cursor:] if e["event"] == "stage started"]
+    assert [(e["stage"], e["state"]["mode"]) for e in started] == [("style", "evaluate")], "nothing is trained again"
+    assert {name: adapter(host, name) for name in weights} == weights
+    for name in ("sample", "writing", "all"):
+        assert host.report(name) == reports[name]
+        assert host.states()[name] == {**before[name], "updated_at": host.states()[name]["updated_at"]}
+    assert host.states()["style"]["gate"] == before["style"]["gate"]
+    assert_the_log_tells_the_states(host)
+    assert host.submit(gate_questions="trained")["action"] == "none"
+
+
+# Results that stand whatever was tried since; a stand-in does the worker's part
+
+
+HELD_OUT = {"parameters": {"gate_questions": "held_out"}}
+TRAINED = {"parameters": {"gate_questions": "trained"}}
+
+
+def modes_of(line: Any, *names: str, **request: Any) -> list[tuple[str, str]]:
+    """What one more plan, which must do well, has the worker do."""
+    worker = StandIn()
+    assert carry_out(line, worker, *names, **request) == 0
+    states = {name: read_stage(line.layout, name) for name in STAGES}
+    known = {name: state for name, state in states.items() if state}
+    assert derive_states(read_events(line.layout)[0]) == known
+    assert all(state["superseded"] is None for name, state in known.items() if name in names or not names)
+    return worker.jobs
+
+
+def test_what_a_missed_gate_closed_is_back_when_the_gate_opens(line: Any) -> None:
+    assert modes_of(line, **TRAINED) == [(name, "train") for name in STAGES]
+    before = results(line)
+    worker = StandIn(fragile=("style",))
+    assert carry_out(line, worker, **HELD_OUT) == 6
+    assert worker.jobs == [("style", "evaluate")], "the smoke stage asks no held-out questions"
+    closed = read_stage(line.layout, "writing")
+    assert closed is not None and closed["status"] == "closed" and closed["fingerprint"] is None
+    assert closed["superseded"]["plan_id"] == before["writing"]["state"]["plan_id"]
+    again = StandIn(fragile=("style",))
+    assert carry_out(line, again, **HELD_OUT) == 6 and again.jobs == []  # closed twice
+    assert modes_of(line, **TRAINED) == [("style", "evaluate")]
+    after = results(line)
+    assert {name: after[name] for name in ("sample", "writing", "all")} == {
+        name: before[name] for name in ("sample", "writing", "all")
+    }
+
+
+def test_a_gate_that_warns_brings_back_what_was_closed_too(line: Any) -> None:
+    modes_of(line, **TRAINED)
+    assert carry_out(line, StandIn(fragile=("style",)), **HELD_OUT) == 6
+    worker = StandIn(fragile=("style",))
+    assert carry_out(line, worker, gate="warn", **HELD_OUT) == 6
+    assert worker.jobs == [("writing", "evaluate"), ("all", "evaluate")], "the missed one stands as missed"
+
+
+def test_a_closed_stage_whose_data_changed_is_trained_when_the_gate_opens(line: Any) -> None:
+    modes_of(line, **TRAINED)
+    assert carry_out(line, StandIn(fragile=("style",)), **HELD_OUT) == 6
+    path = line.data / "training" / "processed" / "all_sft.jsonl"
+    path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert modes_of(line, **TRAINED) == [("style", "evaluate"), ("all", "train")]
+
+
+def test_a_smoke_test_that_was_left_out_once_is_not_trained_again(line: Any) -> None:
+    modes_of(line)
+    before = results(line)
+    worker = StandIn()
+    assert carry_out(line, worker, skip_sample=True) == 0
+    skipped = read_stage(line.layout, "sample")
+    assert skipped is not None and skipped["status"] == "skipped" and worker.jobs == []
+    assert line.submit(skip_sample=True)["action"] == "none"
+    assert modes_of(line) == [] and results(line) == before
+    restored = [event for event in read_events(line.layout)[0] if event["event"] == "stage restored"]
+    assert [event["stage"] for event in restored] == ["sample"]
+
+
+@pytest.mark.parametrize(
+    ("problem", "status"),
+    [(TrainingFailed("out of memory"), "failed"), (WorkerLost("it died", 9), "lost"), (Cancelled(), "cancelled"),
+     (OSError("the disk is full"), "failed")],
+)  # fmt: skip
+def test_a_broken_attempt_with_another_value_does_not_cost_the_former_result(
+    line: Any, problem: Exception, status: str
+) -> None:
+    modes_of(line)
+    before = results(line)
+    other = {"parameters": {"lora_r": 4}}
+    for _ in range(2):
+        assert carry_out(line, StandIn(broken={"sample": problem}), **other) in (5, 7)
+        state = read_stage(line.layout, "sample")
+        assert state is not None and (state["status"], state["mode"]) == (status, "train")
+    assert line.steps(**other)["sample"] == ("train", "changed: parameters")
+    assert modes_of(line) == [] and results(line) == before
+
+
+def test_a_result_that_was_replaced_does_not_come_back(line: Any) -> None:
+    modes_of(line)
+    assert modes_of(line, parameters={"lora_r": 4}) == [(name, "train") for name in STAGES]
+    assert modes_of(line) == [(name, "train") for name in STAGES]
+
+
+def test_a_former_result_whose_adapter_was_changed_is_trained_again(line: Any) -> None:
+    modes_of(line)
+    assert carry_out(line, StandIn(broken={"sample": TrainingFailed("x")}), parameters={"lora_r": 4}) == 5
+    path = line.layout.adapters / "adapter_writing" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes() + b"0")
+    assert line.steps()["writing"] == ("train", "the files of adapter_writing are not those that were trained")
+    assert modes_of(line) == [("writing", "train")]
+
+
+def test_a_stage_that_had_missed_is_missed_again_and_not_trained(line: Any) -> None:
+    assert carry_out(line, StandIn(fragile=("sample",)), "sample", **HELD_OUT) == 6
+    assert carry_out(line, StandIn(broken={"sample": TrainingFailed("x")}), "sample",
+                     parameters={"gate_questions": "held_out", "lora_r": 4}) == 5  # fmt: skip
+    worker = StandIn(fragile=("sample",))
+    assert carry_out(line, worker, "sample", **HELD_OUT) == 6
+    assert worker.jobs == []
+    state = read_stage(line.layout, "sample")
+    assert state is not None and state["status"] == "missed" and "stage sample missed its gate" in state["message"]
 
 
 # Ends that nobody wished for
@@ -240,66 +375,6 @@ def test_a_killed_worker_is_an_issue(killed_worker: dict[str, Any]) -> None:
     assert {item["stage"] for item in found} == {"sample"}
     assert {item["phase"] for item in found} == {"training"}
     assert any("kill" in item["cause"].lower() for item in found)
-
-
-def test_a_supervisor_that_is_killed_takes_its_worker_along(make_host: Any, is_gone: Callable[..., bool]) -> None:
-    host = make_host()
-    plan = host.submit("sample", "style", max_steps=ENDLESS, stage_attempts=2)
-    supervisor = host.start(plan["plan_id"])
-    host.wait_for(lambda event: event["event"] == "phase")
-    first = host.plan()["worker"]
-    os.kill(first["pid"], signal.SIGKILL)
-    # The stage has two attempts: a lost worker is followed by another one.
-    host.wait_for(lambda event: event["event"] == "stage started" and event["state"]["attempt"] == 2)
-    host.wait_for_training("sample")
-    second = host.plan()["worker"]
-    assert first != second
-    assert host.states()["sample"]["status"] == "running"
-    # Whoever watches is not told that the stage is over because its first worker is.
-    assert host.plan()["outcomes"] == {}
-    watched = host.run("watch", "--plan", plan["plan_id"], "--stage", "sample", "--wait-seconds", "0", "--json")
-    assert json.loads(watched.stdout)["more"]
-
-    os.kill(supervisor.pid, signal.SIGKILL)
-    supervisor.wait(30)
-    assert is_gone(second)
-    status = host.status()
-    assert not status["running"]
-    assert (status["stages"]["sample"]["status"], status["stages"]["style"]["status"]) == ("lost", "closed")
-    assert status["exit_code"] == 7
-    assert "its supervisor ended without a word" in status["message"]
-    assert status["stages"]["sample"]["error"]["log_tail"]
-    assert_the_log_tells_the_states(host)
-    assert host.status() == status  # looking again changes nothing
-
-    again = host.submit("sample")
-    assert again["action"] == "start"
-    assert host.run("cancel", "--json").returncode == 0
-    late = host.start(again["plan_id"])
-    assert late.wait(60) == 7  # cancelled before it began: it is not started late
-
-
-def test_a_cancelled_plan_leaves_no_process(make_host: Any, is_gone: Callable[..., bool]) -> None:
-    host = make_host()
-    nothing = host.run("cancel", "--json")
-    assert (nothing.returncode, json.loads(nothing.stdout)["lines"]) == (0, ["no plan is running: nothing to cancel"])
-    plan = host.submit("sample", "style", max_steps=ENDLESS)
-    supervisor = host.start(plan["plan_id"])
-    host.wait_for_training("sample")
-    worker = host.plan()["worker"]
-    assert is_alive(worker)
-    done = host.run("cancel", "--json")
-    assert (done.returncode, json.loads(done.stdout)["lines"]) == (0, [f"plan {plan['plan_id']} was cancelled"])
-    assert supervisor.wait(5) == 7
-    assert not is_alive(worker)
-    assert statuses(host) == {"sample": "cancelled", "style": "closed"}
-    assert host.plan()["status"] == "ended"
-    assert issues(host) == []  # somebody wished it
-    assert_the_log_tells_the_states(host)
-    before = host.events()
-    twice = host.run("cancel", "--json")
-    assert (twice.returncode, json.loads(twice.stdout)["lines"]) == (0, ["no plan is running: nothing to cancel"])
-    assert host.events() == before
 
 
 def test_a_stage_that_takes_too_long_is_ended_and_named(make_host: Any, is_gone: Callable[..., bool]) -> None:

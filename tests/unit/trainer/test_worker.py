@@ -140,22 +140,3 @@ def test_a_worker_nobody_listens_to_ends(tmp_path: Path) -> None:
     os.close(reading)
     with pytest.raises(BrokenPipeError):
         found.report("note", text="nobody hears this")
-
-
-def test_a_stage_starts_in_a_fresh_folder(tmp_path: Path) -> None:
-    layout, stage = Layout(tmp_path), TABLE.stage("sample")
-    folder = worker.fresh_folder(layout, stage, "train")
-    assert (folder.parent, list(folder.iterdir())) == (layout.adapters, [])
-    (folder / "half").write_text("of an attempt that was lost", encoding="utf-8")
-    assert list(worker.fresh_folder(layout, stage, "train").iterdir()) == []
-
-
-def test_a_new_score_starts_from_a_copy_of_the_adapter(tmp_path: Path) -> None:
-    layout, stage = Layout(tmp_path), TABLE.stage("sample")
-    final = layout.adapters / stage.adapter
-    final.mkdir(parents=True)
-    (final / "adapter_model.safetensors").write_bytes(b"weights")
-    folder = worker.fresh_folder(layout, stage, "evaluate")
-    assert folder != final
-    assert (folder / "adapter_model.safetensors").read_bytes() == b"weights"
-    assert (final / "adapter_model.safetensors").read_bytes() == b"weights"

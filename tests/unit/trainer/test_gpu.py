@@ -1,0 +1,56 @@
+"""What nvidia-smi tells, and that a host without a (working) one is simply silent."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from trainer.gpu import gpu_load
+
+
+def put_command(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Put a shell script in the place of nvidia-smi."""
+    command = folder / "nvidia-smi"
+    command.write_text(f"#!{shutil.which('sh')}\n{text}\n", encoding="utf-8")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def test_the_load_is_told_in_percent_and_mebibytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = tmp_path / "asked"
+    put_command(tmp_path, monkeypatch, f"echo \"$*\" > '{asked}'\necho '97, 21811, 24576'\necho '3, 5, 24576'")
+    assert gpu_load() == {"gpu_percent": 97, "gpu_memory_mib": 21811, "gpu_memory_total_mib": 24576}
+    assert "utilization.gpu,memory.used,memory.total" in asked.read_text(encoding="utf-8")
+    assert "nounits" in asked.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "echo 'NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.'",
+        "echo '[N/A], 21811, 24576'",
+        "echo '97, 21811'",
+        "printf '\\377\\376\\n'",
+        "exit 0",
+        "echo '97, 21811, 24576'; exit 9",
+        "kill -9 $$",
+    ],
+)
+def test_a_command_that_tells_no_figures_tells_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    put_command(tmp_path, monkeypatch, text)
+    assert gpu_load() == {}
+
+
+def test_a_command_that_cannot_be_started_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_command(tmp_path, monkeypatch, "")
+    (tmp_path / "nvidia-smi").write_text("#!/nowhere/sh\n", encoding="utf-8")
+    assert gpu_load() == {}
+
+
+def test_a_host_without_the_command_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_load() == {}
