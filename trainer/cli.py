@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,11 +18,25 @@ Add = Callable[..., Any]
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong arguments are an input error like others: one sentence, exit code 2."""
+    """Wrong arguments are an input error like others: one sentence with the likeliest right word, exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see `python -m trainer {self.prog.rpartition(' ')[2]} --help`"
-                         if " " in self.prog else f"{message}; see `python -m trainer --help`")  # fmt: skip
+        where = self.prog.partition(" ")[2]
+        usage = f"see `python -m trainer {where + ' ' if where else ''}--help`"
+        if match := re.match(r"argument COMMAND: invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            names = re.findall(r"[a-z]+", match[2])
+            hint = config.suggestion(match[1], names) or f"; choose from {', '.join(names)}"
+            raise InputError(f"there is no command {match[1]!r}{hint}")
+        if match := re.match(r"unrecognized arguments: (--[^ =]+)", message):
+            raise InputError(f"there is no option {match[1]}{self._nearest_option(match[1])}; {usage}")
+        raise InputError(f"{message}; {usage}")
+
+    def _nearest_option(self, option: str) -> str:
+        options = set(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                options.update(name for parser in action.choices.values() for name in parser._option_string_actions)
+        return config.suggestion(option, sorted(options)).rstrip("?")  # a pointer to the help follows
 
 
 def build_parser() -> Parser:
@@ -33,12 +48,15 @@ def build_parser() -> Parser:
         help="folder that holds outputs/ (default: $TRAIN_SYNC_PROJECT_ROOT, else the current folder)",
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    def command(name: str, help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+        # People write it behind the command as well; SUPPRESS keeps what stood before it.
+        added.add_argument("--project-root", type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        return added
+
     for add in (_add_line, _add_looking, _add_data, _add_transfer, _add_inner):
-        add(
-            lambda name, help, **more: commands.add_parser(
-                name, help=help, description=help, allow_abbrev=False, **more
-            )
-        )
+        add(command)
     return parser
 
 

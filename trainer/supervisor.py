@@ -238,13 +238,22 @@ def supervise(project_root: Path, plan_id: str) -> int:
         if record is None or record["plan_id"] != plan_id:
             other = record["plan_id"] if record else "none"
             raise Interrupted(f"the plan here is {other}, not {plan_id}; submit it again")
-        if record["status"] != "submitted":
+        if record["status"] == "running":  # we hold the lock, so whoever ran it is gone
+            raise Interrupted(f"the supervisor of plan {plan_id} is gone; look at its status, then submit it again")
+        if record["status"] == "ended":
             return verdict(record)[0]
         plan = plans.of_record(record)
-        plans.check_code(plan)
+        ledger = Ledger(layout, plan, record)
+        try:
+            plans.check_code(plan)
+        except InputError as problem:  # nobody reads our standard error: whoever watches must learn it
+            for name in plan.stages:
+                ledger.outcome(name, "failed", str(problem), problem.exit_code)
+            ledger.close()
+            raise
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _raise_cancelled)
-        return Supervisor(Ledger(layout, plan, record)).run()
+        return Supervisor(ledger).run()
 
 
 def _raise_cancelled(number: int, frame: Any) -> None:

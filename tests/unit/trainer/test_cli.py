@@ -42,9 +42,9 @@ def answer_of(found: tuple[int, str, list[str]]) -> dict[str, Any]:
 # --- wrong calls ----------------------------------------------------------------------------------------------------
 
 BAD_CALLS = [
-    (["statu"], 2, "invalid choice: 'statu'"),
+    (["statu"], 2, "there is no command 'statu'; did you mean status?"),
     ([], 2, "the following arguments are required: COMMAND"),
-    (["status", "--jsn"], 2, "unrecognized arguments: --jsn"),
+    (["status", "--jsn"], 2, "there is no option --jsn; did you mean --json"),
     (["supervise"], 2, "the following arguments are required: --plan"),
     (["watch", "--after", "x"], 2, "--after: invalid int value: 'x'"),
     (["watch"], 2, "no plan was ever submitted in"),
@@ -214,3 +214,19 @@ def test_the_source_of_this_checkout_is_hashed(call: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(source, "describe", lambda root: {"source_id": "0" * 16, "files": 1, "bytes": 2})
     assert answer_of(call("source", "hash", "--json"))["source_id"] == "0" * 16
     assert call("source", "hash")[1] == "0" * 16 + "\n"
+
+
+def test_project_root_may_stand_before_or_behind_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["--project-root", str(tmp_path), "status"], ["status", "--project-root", str(tmp_path)]):
+        assert cli.main(words) == 0
+        assert "no plan was submitted yet" in capsys.readouterr().out
+    assert cli.main(["status", "--project-rot", str(tmp_path)]) == 2
+
+
+def test_misspelt_commands_and_options_are_named_with_the_right_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["statsu"]) == 2
+    assert capsys.readouterr().err == "error: there is no command 'statsu'; did you mean status?\n"
+    assert cli.main(["status", "--jsn"]) == 2
+    assert "there is no option --jsn; did you mean --json" in capsys.readouterr().err

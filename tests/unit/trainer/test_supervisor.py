@@ -453,3 +453,22 @@ def test_a_plan_made_with_other_code_is_refused(make_host: Any) -> None:
     assert "was made with the code 000000000000" in refused.stderr and "submit the plan again" in refused.stderr
     host.layout.plan.write_text(json.dumps(record), encoding="utf-8")
     assert host.run("supervise", "--plan", plan["plan_id"]).returncode == 0
+
+
+def test_other_code_than_the_plans_is_refused_where_watchers_see_it(make_host: Any) -> None:
+    host = make_host()
+    answer = host.submit("sample")
+    record = host.plan()
+    host.layout.plan.write_text(json.dumps({**record, "code_hash": "0" * 64}))
+    refused = host.run("supervise", "--plan", answer["plan_id"])
+    assert refused.returncode == 2
+    assert "was made with the code 000000000000" in refused.stderr
+    assert (host.plan()["status"], host.plan()["outcomes"]["sample"]["exit_code"]) == ("ended", 2)
+
+
+def test_a_plan_whose_supervisor_is_gone_is_not_taken_over(make_host: Any) -> None:
+    host = make_host()
+    answer = host.submit("sample")
+    host.layout.plan.write_text(json.dumps({**host.plan(), "status": "running"}))
+    refused = host.run("supervise", "--plan", answer["plan_id"])
+    assert (refused.returncode, "is gone" in refused.stderr) == (7, True)
