@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from trainer import base as embedded
 from trainer import config, encoding, evaluate, fingerprint, process, stages, state
 from trainer.data import raise_errors, read_rows
-from trainer.errors import TrainerError, TrainingFailed
+from trainer.errors import InputError, TrainerError, TrainingFailed
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -77,6 +77,8 @@ class Worker:
 
         numbered, findings = read_rows(data_root / stage.data, stage.data)
         raise_errors(findings)
+        if fingerprint.of_file(data_root / stage.data) != job["fingerprint"]["parts"]["data"]:
+            raise InputError(f"{stage.data} changed after the plan had looked at it; submit the plan again")
         if job["mode"] == "train":
             adapted, training = self._train(base, stage, parameters, numbered, folder)
         else:

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import write_data
 from trainer import fingerprint, stages, worker
-from trainer.config import FIELDS
+from trainer.config import FIELDS, table
+from trainer.errors import InputError
 from trainer.state import Layout
 
 TABLE = stages.load()
@@ -140,3 +142,29 @@ def test_a_worker_nobody_listens_to_ends(tmp_path: Path) -> None:
     os.close(reading)
     with pytest.raises(BrokenPipeError):
         found.report("note", text="nobody hears this")
+
+
+class Reached(Exception):
+    """The worker went on to the training."""
+
+
+@pytest.mark.parametrize(("late_edit", "expected"), [(b"\n", InputError), (b"", Reached)])
+def test_data_that_changed_after_the_plan_had_looked_is_refused(
+    tmp_path: Path, tiny_parameters: Any, monkeypatch: pytest.MonkeyPatch, late_edit: bytes, expected: type[Exception]
+) -> None:
+    data = write_data(tmp_path / "data")
+    file = data / TABLE.stage("sample").data
+    job = {
+        "stage": "sample", "mode": "train", "parameters": table(tiny_parameters(), dict.fromkeys(FIELDS, "test")),
+        "data_root": str(data), "folder": str(tmp_path), "corpus": str(tmp_path),
+        "fingerprint": {"parts": {"data": fingerprint.of_file(file)}},
+    }  # fmt: skip
+    file.write_bytes(file.read_bytes() + late_edit)
+
+    def train(*_: Any) -> None:
+        raise Reached
+
+    monkeypatch.setattr(worker.Worker, "resident_base", lambda *_: None)
+    monkeypatch.setattr(worker.Worker, "_train", train)
+    with pytest.raises(expected):
+        worker.Worker(Layout(tmp_path), os.dup(2)).carry_out(job)
