@@ -7,8 +7,10 @@ from a locked host, so failures that carry `trainer_exit_code` decide how the pr
 from __future__ import annotations
 
 import atexit
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FrameType
@@ -29,6 +31,7 @@ requirements:
 
 _ANSIBLE_FAILED = 2
 _INTERRUPTED = 7
+_CLEAN_UP_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class CallbackModule(CallbackBase):
         self._hosts: set[str] = set()
         self._plan_runs = False
         self._interrupted = False
+        self._said = False
 
     def v2_playbook_on_start(self, playbook: Any) -> None:
         """Make the trainer's lines appear at once in pipes too, and listen for Ctrl-C."""
@@ -118,6 +122,7 @@ class CallbackModule(CallbackBase):
     ) -> Callable[[int, FrameType | None], None]:
         def handle(signum: int, frame: FrameType | None) -> None:
             self._interrupted = True
+            self._leave_soon()
             try:
                 ansible_handler(signum, frame)  # stops the workers
             except KeyboardInterrupt:
@@ -125,9 +130,26 @@ class CallbackModule(CallbackBase):
 
         return handle
 
+    def _leave_soon(self) -> None:
+        """End the process even if Ansible's own end hangs.
+
+        A worker that is killed while it hands a line over takes the lock of the queue with it, and the
+        strategy's clean-up then waits for that lock for ever (seen with core 2.19.14).
+        """
+        timer = threading.Timer(_CLEAN_UP_SECONDS, self._leave)
+        timer.daemon = True
+        timer.start()
+
+    def _leave(self) -> None:
+        self._say_interrupted()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_INTERRUPTED)
+
     def _say_interrupted(self) -> None:
-        if not self._interrupted:
+        if not self._interrupted or self._said:
             return
+        self._said = True
         if not self._plan_runs:
             print("error: interrupted before a plan was started", file=sys.stderr)
             return
