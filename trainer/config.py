@@ -94,6 +94,14 @@ class Parameters:
     per_device_eval_batch_size: int = _parameter(16, "questions answered at a time", scope="evaluation", minimum=1)
     max_new_tokens: int = _parameter(1024, "longest answer", unit="tokens", scope="evaluation", minimum=1)
     logging_steps: int = _parameter(1, "report the loss every so many steps", unit="steps", scope="runtime", minimum=1)
+    save_steps: int = _parameter(
+        500, "write a checkpoint every so many optimiser steps; 0: not by steps", unit="steps", scope="runtime",
+        minimum=0,
+    )  # fmt: skip
+    save_seconds: int = _parameter(
+        300, "write a checkpoint also when so much time has passed since the last; 0: not by time", unit="seconds",
+        scope="runtime", minimum=0,
+    )  # fmt: skip
     stage_timeout_seconds: int = _parameter(
         21600, "longest time of one stage", unit="seconds", scope="runtime", minimum=1
     )

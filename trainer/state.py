@@ -80,6 +80,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_file(path: Path) -> None:
+    """fsync a file that somebody else wrote: its bytes survive a power loss."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a record of this schema durably."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")

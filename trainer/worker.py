@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import base as embedded
-from trainer import config, encoding, evaluate, fingerprint, process, stages, state
+from trainer import checkpoint, config, encoding, evaluate, fingerprint, process, stages, state
 from trainer.data import raise_errors, read_rows
 from trainer.errors import InputError, TrainerError, TrainingFailed
 
@@ -80,11 +80,10 @@ class Worker:
         if fingerprint.of_file(data_root / stage.data) != job["fingerprint"]["parts"]["data"]:
             raise InputError(f"{stage.data} changed after the plan had looked at it; submit the plan again")
         if job["mode"] == "train":
-            adapted, training = self._train(base, stage, parameters, numbered, folder)
+            adapted, training = self._train(base, stage, parameters, numbered, job)
         else:
             adapted, training = self._reload(base, folder)
-        times["train_seconds"] = training["seconds"] if job["mode"] == "train" else 0.0
-        times["save_seconds"] = training.pop("save_seconds", 0.0)
+        times |= training.pop("spent", {"train_seconds": 0.0})
 
         rows = [row for _, row in numbered]
         sets = evaluate.question_sets(stage, table, parameters, data_root, rows)
@@ -125,7 +124,7 @@ class Worker:
 
     def _train(
         self, base: Base, stage: stages.Stage, parameters: config.Parameters,
-        numbered: list[tuple[int, dict[str, Any]]], folder: Path,
+        numbered: list[tuple[int, dict[str, Any]]], job: Job,
     ) -> tuple[PeftModel, dict[str, Any]]:  # fmt: skip
         from trainer.model import attach_adapter
         from trainer.train import train
@@ -137,15 +136,16 @@ class Worker:
         raise_errors(findings)
         self.report("phase", phase="training", rows=len(numbered))
         adapted = attach_adapter(base, parameters)
-        training = train(adapted, base, examples, parameters, folder, self.report)
+        folder = Path(job["folder"])
+        training = train(adapted, base, examples, parameters, folder, self.report, store(job, parameters, base))
         started = time.monotonic()
         adapted.save_pretrained(str(folder), safe_serialization=True)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the eval report says more
-        training["save_seconds"] = round(time.monotonic() - started, 3)
+        spent = {**training.pop("spent"), "save_seconds": round(time.monotonic() - started, 3)}
         training["rows"] = len(numbered)
         training["dropped"] = []  # rows that do not fit are refused above, none is dropped
         write_plain_json(folder / "training.json", training)
-        return adapted, training
+        return adapted, {**training, "spent": spent}
 
     def _reload(self, base: Base, folder: Path) -> tuple[PeftModel, dict[str, Any]]:
         """The adapter trained before, for a new score of unchanged weights."""
@@ -226,19 +226,34 @@ def write_plain_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
+def store(job: Job, parameters: config.Parameters, base: Base) -> checkpoint.Store | None:
+    """The stage's checkpoints, bound to all that shapes its training; None when the job names no folder for them."""
+    if not job.get("checkpoints"):
+        return None
+    shaping = config.by_scope(parameters, "training")
+    device, dtype = base.model.device.type, str(base.dtype).removeprefix("torch.")
+    inputs = checkpoint.made_with(job["fingerprint"]["parts"], shaping, versions(), device, dtype)
+    return checkpoint.Store(Path(job["checkpoints"]), inputs)
+
+
+def versions() -> dict[str, str | None]:
+    """The libraries that a result depends on, None for one that is not installed."""
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
 def environment(job: Job, parameters: config.Parameters) -> dict[str, Any]:
     """What the result was made with: versions, device, base, code."""
     import torch
 
-    versions: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     return {
         "python": platform.python_version(),
-        **versions,
+        **versions(),
         "platform": platform.platform(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "cpu_count": os.cpu_count(),
