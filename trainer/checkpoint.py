@@ -116,6 +116,9 @@ class Store:
         Whatever `fill` or the disk raises goes on to the caller, the half-written folder being removed before.
         """
         _make_folder(self.folder)
+        halves = [path for n, path in _entries(self.folder) if n == step and _UNFINISHED.fullmatch(path.name)]
+        for path in halves[1:]:  # a host that dies in every writing must not fill its disk with them
+            shutil.rmtree(path, ignore_errors=True)
         fresh = self.folder / f".step-{step}.{os.getpid()}"
         shutil.rmtree(fresh, ignore_errors=True)
         try:
