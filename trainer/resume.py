@@ -65,7 +65,12 @@ class Keeper:
         if found is not None:
             self._read_account(read_loop(found.path), found.step)
             self.report("resumed", step=found.step, checkpoint=found.path.name, skipped=skipped)
-            self._tell(f"resumed from {found.path.name} of {found.total_steps} steps")
+            complete = found.step >= found.total_steps
+            self._tell(
+                f"training was complete in {found.path.name}: its weights are taken, nothing is trained"
+                if complete
+                else f"resumed from {found.path.name} of {found.total_steps} steps"
+            )
         elif skipped:
             self.report("not resumed", skipped=skipped)
             self._tell("no checkpoint can be used: the stage trains from its beginning")
@@ -125,6 +130,10 @@ class Keeper:
         finally:
             signal.signal(signal.SIGTERM, before)
 
+    def is_due(self, step: int, last: bool) -> bool:
+        """Whether a checkpoint is to be written after this step."""
+        return self.store is not None and (self.terminating or self.schedule.due(step, last))
+
     def save(self, trainer: Any) -> None:
         """Write a checkpoint of the trainer as it stands. A disk that refuses it does not end the training.
 
@@ -177,7 +186,7 @@ class Saver(TrainerCallback):
             restore_loop(self.trainer, read_loop(found.path))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.keeper.terminating or self.keeper.schedule.due(state.global_step, state.global_step >= state.max_steps):
+        if self.keeper.is_due(state.global_step, state.global_step >= state.max_steps):
             control.should_save = True
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from trainer import encoding, model, train
-from trainer.errors import TrainingFailed
+from trainer.errors import InputError, TrainingFailed
 from trainer.generate import answer
 from trainer.resume import ResumableTrainer
 
@@ -231,3 +231,31 @@ def test_nothing_is_cut_or_packed_or_saved_behind_our_back(
     assert found.save_strategy == "no"
     assert found.report_to == []
     assert not any(tmp_path.iterdir())
+
+
+def test_a_run_without_a_place_for_checkpoints_writes_none(fit: Fit, tmp_path: Path) -> None:
+    _, result, reports = fit(max_steps=3, save_steps=1)
+    assert (result["steps"], result["checkpoints_written"], result["resumed_from_steps"]) == (3, 0, [])
+    assert len(reports) == 3 and not list(tmp_path.rglob("step-*"))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_row_whose_labels_are_all_masked_is_refused(
+    base: model.Base, tiny_rows: Any, tiny_parameters: Any, tmp_path: Path, masked: bool
+) -> None:
+    rows = list(enumerate(tiny_rows, 1))
+    examples, _ = encoding.encode(rows, base.tokenizer, "rows", enable_thinking=False, max_length=256)
+    if masked:
+        last = examples[-1]
+        nothing = [encoding.IGNORED] * len(last.labels)
+        examples[-1] = encoding.Example(last.row_id, last.turn, last.input_ids, nothing)
+    parameters = tiny_parameters(max_steps=2)
+    adapted = model.attach_adapter(base, parameters)
+    try:
+        if masked:
+            with pytest.raises(InputError, match="row 'style-3' trains no token .one of 1.; give the assistant"):
+                train.train(adapted, base, examples, parameters, tmp_path, lambda *_, **__: None)
+        else:
+            assert train.train(adapted, base, examples, parameters, tmp_path, lambda *_, **__: None)["steps"] == 2
+    finally:
+        model.detach_adapter(adapted, base)
