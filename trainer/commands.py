@@ -24,6 +24,7 @@ from trainer import (
     recovery,
     source,
     stages,
+    steps,
     supervisor,
     tables,
     watch,
@@ -82,7 +83,7 @@ def run(arguments: Arguments, root: Path) -> int:
             submitted["plan_id"],
         ]
         subprocess.Popen(
-            command, cwd=plans.code_root(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            command, cwd=steps.code_root(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
     names = stages.load().ordered(request.get("stages") or stages.load().names)
@@ -244,7 +245,7 @@ def score(arguments: Arguments, root: Path) -> int:
 def build_base(arguments: Arguments, root: Path) -> int:
     for name, value in workshop.WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # torch, which reads them, is imported below
-    print(base.build(Layout(root).models, arguments.corpus or plans.corpus()))
+    print(base.build(Layout(root).models, arguments.corpus or steps.corpus()))
     return 0
 
 
@@ -254,9 +255,9 @@ def show_source(arguments: Arguments, root: Path) -> int:
     elif arguments.action == "pack":
         if arguments.output is None:
             raise InputError("source pack needs --output FILE, the archive to write")
-        found = source.pack(plans.code_root(), arguments.output)
+        found = source.pack(steps.code_root(), arguments.output)
     else:
-        found = source.describe(plans.code_root())
+        found = source.describe(steps.code_root())
     answer(arguments, {**found, "lines": [found["source_id"]]} if not arguments.json else found)
     return 0
 

@@ -13,14 +13,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from trainer import config, diagnose, fingerprint, process
+from trainer import config, diagnose, fingerprint, process, steps
 from trainer import plan as plans
 from trainer.adapters import fresh_folder, publish
 from trainer.errors import InputError, Interrupted, TrainerError, TrainingFailed
 from trainer.gpu import gpu_load
 from trainer.ledger import Ledger, verdict
-from trainer.plan import Step
 from trainer.state import Layout, now, read_stage, standing_result
+from trainer.steps import Step
 from trainer.workshop import WorkerLost, Workshop
 
 PROGRESS_SECONDS = 2.0  # between two progress events: each is fsynced and is a line on a terminal
@@ -64,7 +64,7 @@ class Supervisor:
     def run_stage(self, name: str) -> str:
         """One stage from the decision what it has to do to its end; returns its status."""
         try:
-            step = next(s for s in plans.steps(self.plan, self.layout) if s.stage.name == name)
+            step = next(s for s in steps.steps(self.plan, self.layout) if s.stage.name == name)
             return self.carry_out(step)
         except Cancelled:  # between two attempts; within one it has been written down
             self.ledger.end_stage(name, "cancelled", f"stage {name} was cancelled", 7)
@@ -80,7 +80,7 @@ class Supervisor:
     def carry_out(self, step: Step) -> str:
         """What the step asks for, as often as its attempts allow."""
         name = step.stage.name
-        if plans.is_skipped(self.plan, step.stage):
+        if steps.is_skipped(self.plan, step.stage):
             self.ledger.end_stage(name, "skipped", "skipped as asked for", 0, fingerprint=step.fingerprint)
             return "skipped"
         if step.mode == "keep":
@@ -153,8 +153,8 @@ class Supervisor:
             "fingerprint": step.fingerprint,
             "base_hash": step.training["base"],
             "source_id": self.plan.source_id,
-            "data_root": str(plans.data_root(self.plan.data_root)),
-            "corpus": str(plans.corpus()),
+            "data_root": str(steps.data_root(self.plan.data_root)),
+            "corpus": str(steps.corpus()),
             "folder": str(folder),
             "log": self.layout.relative(log),
         }

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer import plan as plans
-from trainer import process
+from trainer import process, steps
 from trainer.errors import KINDS, Interrupted, TrainingFailed
 
 GRACE_SECONDS = 20.0
@@ -76,7 +75,7 @@ class Workshop:
         with log.open("ab") as output:
             self.worker = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=output, stderr=output, pass_fds=(writing,),
-                cwd=plans.code_root(), env={**WORKER_ENVIRONMENT, **os.environ}, text=True, start_new_session=True,
+                cwd=steps.code_root(), env={**WORKER_ENVIRONMENT, **os.environ}, text=True, start_new_session=True,
             )  # fmt: skip
         os.close(writing)
         os.set_blocking(reading, False)
