@@ -16,6 +16,7 @@ from trainer import (
     artifacts,
     base,
     config,
+    credentials,
     diagnose,
     evaluate,
     ledger,
@@ -56,7 +57,30 @@ def training_root(root: Path) -> Layout:
 
 
 def submit(arguments: Arguments, root: Path) -> int:
-    answer(arguments, plans.submit(request_from(arguments), training_root(root)))
+    answer(arguments, _submitted(request_from(arguments), training_root(root)))
+    return 0
+
+
+def _submitted(request: dict[str, Any], layout: Layout) -> dict[str, Any]:
+    """The answer of `submit`; where it starts no plan, nobody needs the secrets that were put here for it."""
+    action = ""
+    try:
+        found = plans.submit(request, layout)
+        action = found["action"]
+    finally:
+        if action != "start":
+            credentials.forget_unless_running(layout)
+    return found
+
+
+def secret(arguments: Arguments, root: Path) -> int:
+    """Keep a secret for the next plan, or remove what is kept; a value is read from standard input only."""
+    layout = training_root(root)
+    if arguments.action == "put":
+        credentials.put(layout, arguments.name, sys.stdin.read(4096))
+        answer(arguments, {"changed": True, "lines": []})
+    else:
+        answer(arguments, {"changed": credentials.forget_unless_running(layout), "lines": []})
     return 0
 
 
@@ -68,7 +92,7 @@ def run(arguments: Arguments, root: Path) -> int:
     """Submit, start a supervisor of its own session, watch; Ctrl-C leaves the plan running."""
     layout = training_root(root)
     request = request_from(arguments)
-    submitted = plans.submit(request, layout)
+    submitted = _submitted(request, layout)
     print("\n".join(submitted["lines"]), end="\n" if submitted["lines"] else "", flush=True)
     if submitted["action"] == "start":
         command = [
@@ -308,5 +332,6 @@ COMMANDS: dict[str, Callable[[Arguments, Path], int]] = {
     "export": export,
     "import": receive,
     "imported": imported,
+    "secret": secret,
     "worker": work,
 }

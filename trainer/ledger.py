@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
+from trainer import credentials
 from trainer.plan import Plan
 from trainer.state import SCHEMA, Layout, append_event, now, read_stage, standing_result, write_json
 
@@ -60,7 +62,9 @@ class Ledger:
         write_json(self.layout.stage(name), {**known, **changes})
 
     def close(self) -> int:
-        """Write down the plan's end; returns its exit code."""
+        """Write down the plan's end, which needs no secrets any more; returns its exit code."""
+        with contextlib.suppress(OSError):
+            credentials.forget(self.layout)
         code, message = verdict(self.record)
         self.update(status="ended", ended_at=now())
         self.event("plan ended", exit_code=code, message=message)

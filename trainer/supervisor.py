@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from trainer import config, diagnose, fingerprint, process
+from trainer import config, credentials, diagnose, fingerprint, process
 from trainer import plan as plans
 from trainer.adapters import fresh_folder, publish
 from trainer.errors import InputError, Interrupted, TrainerError, TrainingFailed
@@ -189,6 +189,7 @@ class Supervisor:
     ) -> str:  # fmt: skip
         """Write down a stage that broke, with the last lines of its log and what is known about the cause."""
         text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+        text = credentials.scrub(text, credentials.known(self.layout))
         tail = text.splitlines()[-LOG_TAIL_LINES:]
         state = read_stage(self.layout, name) or {}
         if status != "cancelled":
