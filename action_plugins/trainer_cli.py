@@ -22,6 +22,7 @@ display = Display()
 _SPEC: dict[str, dict[str, Any]] = {
     "command": {"type": "list", "elements": "str", "required": True},
     "input": {"type": "dict"},
+    "secret": {"type": "bool", "default": False},
     "python": {"type": "str", "required": True},
     "code_dir": {"type": "str", "required": True},
     "project_root": {"type": "str", "default": ""},
@@ -50,6 +51,7 @@ class ActionModule(ActionBase):
     """Arguments.
 
     `command`: words after `python -m trainer`; `input`: sent as JSON on stdin.
+    `secret`: the input may stand in no command line, so a connection that takes no stdin is refused.
     `python`, `code_dir`, `project_root`: where on the host (no `project_root` on the controller).
     `ok_codes`: exit codes that are no failure. `writes`: not run in check mode.
     `closing`: the lines are kept for the end of the whole run; `quiet`: they are not printed.
@@ -115,6 +117,8 @@ class ActionModule(ActionBase):
         data = None if self._args["input"] is None else json.dumps(self._args["input"])
         # Connections without pipelining take no stdin: the shell on the host feeds it.
         piped = data is not None and not self._connection.has_pipelining
+        if piped and self._args["secret"]:
+            return Reply(2, None, f"error: {_NO_STDIN}")
         feed = f"printf %s {shlex.quote(data or '')} | " if piped else ""
         command = f"cd {shlex.quote(self._args['code_dir'])} 2>/dev/null || exit {_NO_CODE}; {feed}{environment} {run}"
         in_data = data.encode() if data is not None and not piped else None
@@ -154,6 +158,7 @@ class ActionModule(ActionBase):
             display.display(prefix + str(line))
 
 
+_NO_STDIN = "this connection takes no standard input, so no secret can be handed over; use ssh or local with pipelining"
 _PUBLISH_FIRST = "run playbooks/train_all.yml once, which puts it there"
 
 

@@ -147,6 +147,10 @@ def _add_transfer(add: Add) -> None:
 
 
 def _add_inner(add: Add) -> None:
+    secret = add("secret", help="keep a secret (on standard input) until the next plan's end, or remove it")
+    secret.add_argument("action", choices=["put", "forget"])
+    secret.add_argument("--name", default="hf_token", help="default: hf_token")
+    _json_argument(secret)
     worker = add("worker", help="(started by the supervisor)")
     worker.add_argument("--report-descriptor", required=True, type=int)
 
@@ -190,10 +194,22 @@ def request_from(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
+    try:
+        return build_parser().parse_args(words)
+    except InputError:
+        if "secret" not in words:
+            raise
+        raise InputError(  # whatever stands there may be the secret itself: it is not shown
+            "`secret` takes put or forget and --name; the value is read from standard input, never from an argument, "
+            "which every process can see"
+        ) from None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors become their sentence on standard error and their exit code."""
     try:
-        arguments = build_parser().parse_args(argv)
+        arguments = _parsed(sys.argv[1:] if argv is None else argv)
         from trainer import commands
 
         root = arguments.project_root or Path(os.environ.get("TRAIN_SYNC_PROJECT_ROOT") or ".")

@@ -16,6 +16,7 @@ from trainer import (
     artifacts,
     base,
     config,
+    credentials,
     diagnose,
     evaluate,
     ledger,
@@ -58,8 +59,31 @@ def training_root(root: Path) -> Layout:
 
 def submit(arguments: Arguments, root: Path) -> int:
     layout, request = training_root(root), request_from(arguments)
-    recovery.mark_lost(layout)
-    answer(arguments, plans.submit(request, layout))
+    answer(arguments, _submitted(request, layout))
+    return 0
+
+
+def _submitted(request: dict[str, Any], layout: Layout) -> dict[str, Any]:
+    """The answer of `submit`; where it starts no plan, nobody needs the secrets that were put here for it."""
+    action = ""
+    try:
+        recovery.mark_lost(layout)
+        found = plans.submit(request, layout)
+        action = found["action"]
+    finally:
+        if action != "start":
+            credentials.forget_unless_running(layout)
+    return found
+
+
+def secret(arguments: Arguments, root: Path) -> int:
+    """Keep a secret for the next plan, or remove what is kept; a value is read from standard input only."""
+    layout = training_root(root)
+    if arguments.action == "put":
+        credentials.put(layout, arguments.name, sys.stdin.read(4096))
+        answer(arguments, {"changed": True, "lines": []})
+    else:
+        answer(arguments, {"changed": credentials.forget_unless_running(layout), "lines": []})
     return 0
 
 
@@ -71,8 +95,7 @@ def run(arguments: Arguments, root: Path) -> int:
     """Submit, start a supervisor of its own session, watch; Ctrl-C leaves the plan running."""
     layout = training_root(root)
     request = request_from(arguments)
-    recovery.mark_lost(layout)
-    submitted = plans.submit(request, layout)
+    submitted = _submitted(request, layout)
     print("\n".join(submitted["lines"]), end="\n" if submitted["lines"] else "", flush=True)
     if submitted["action"] == "start":
         command = [
@@ -330,5 +353,6 @@ COMMANDS: dict[str, Callable[[Arguments, Path], int]] = {
     "export": export,
     "import": receive,
     "imported": imported,
+    "secret": secret,
     "worker": work,
 }

@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from trainer import credentials
 from trainer.errors import Interrupted
 from trainer.plan import Plan
 from trainer.state import (
@@ -126,7 +127,12 @@ class Ledger:
         self.event(event, stage=name, state=changes, **(details or {}))
 
     def close(self) -> int:
-        """Write down the plan's end; returns its exit code. Interrupted when it cannot be written."""
+        """Write down the plan's end, which needs no secrets any more; returns its exit code.
+
+        Interrupted when it cannot be written.
+        """
+        with contextlib.suppress(OSError):
+            credentials.forget(self.layout)
         code, message = verdict(self.record)
         self.update(status="ended", ended_at=now())
         self.event("plan ended", exit_code=code, message=message)

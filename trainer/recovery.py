@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from trainer import credentials, process, stages
 from trainer import plan as plans
-from trainer import process, stages
 from trainer.errors import Interrupted
 from trainer.ledger import MEND_SECONDS, Ledger
 from trainer.process import Ended, Locked
@@ -215,6 +215,7 @@ def _cancel_submitted(layout: Layout) -> list[str]:
             message = "cancelled before it began"
             outcome = {"status": "cancelled", "message": message, "exit_code": 7}
             outcomes = dict.fromkeys(record["stages"], outcome)
+            credentials.forget(layout)
             write_json(layout.plan, {**record, "status": "ended", "ended_at": now(), "outcomes": outcomes})
             append_event(layout, "plan ended", plan_id=record["plan_id"], exit_code=7, message=message)
             return [f"plan {record['plan_id']} was {message}"]

@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
-from trainer import config, diagnose, fingerprint, process, steps
+from trainer import config, credentials, diagnose, fingerprint, process, steps
 from trainer import plan as plans
 from trainer.adapters import fresh_folder, publish
 from trainer.bell import Bell, Cancelled
@@ -274,7 +274,7 @@ class Supervisor:
         final: bool = True,
     ) -> str:  # fmt: skip
         """Write down a stage that broke, with the last lines of its log and what is known about the cause."""
-        text = _end_of(log)
+        text = credentials.scrub(_end_of(log), credentials.known(self.layout))
         tail = text.splitlines()[-LOG_TAIL_LINES:]
         if os.strerror(errno.ENOSPC) in message and not self.ledger.trouble:  # told by the worker
             message += f"; {room(self.layout, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), self.layout.outputs)}"

@@ -17,7 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import base as embedded
-from trainer import checkpoint, config, encoding, evaluate, fingerprint, process, stages, state
+from trainer import (
+    checkpoint,
+    config,
+    copies,
+    credentials,
+    encoding,
+    evaluate,
+    fingerprint,
+    hub,
+    process,
+    stages,
+    state,
+)
 from trainer.data import raise_errors, read_rows
 from trainer.errors import InputError, TrainerError, TrainingFailed
 
@@ -41,7 +53,8 @@ class Worker:
 
     def report(self, event: str, **fields: Any) -> None:
         """Tell the supervisor; a supervisor that is gone ends the worker (nothing trains unseen)."""
-        self.report_stream.write(json.dumps({"event": event, **fields}, ensure_ascii=False) + "\n")
+        line = json.dumps({"event": event, **fields}, ensure_ascii=False)
+        self.report_stream.write(credentials.scrub(line, credentials.known(self.layout)) + "\n")
 
     def run(self) -> int:
         """Carry out jobs until standard input ends; after a failed job the process is not used again."""
@@ -113,10 +126,13 @@ class Worker:
             path = parameters.model_name_or_path
             if path == embedded.NAME:
                 path = str(embedded.build(self.layout.models, corpus, say=self._say))
-            elif parameters.use_modelscope and not Path(path).is_dir():
-                path = model.download_from_modelscope(path, parameters.model_revision)
+            elif hub.is_remote(path):
+                path = str(copies.fetch(parameters, self.layout, self._say, self._phase))
             self.base, self.base_key = model.load_base(path, parameters), key
         return self.base
+
+    def _phase(self, name: str) -> None:
+        self.report("phase", phase=name)
 
     def _say(self, text: str) -> None:
         print(text, flush=True)
@@ -211,7 +227,7 @@ class Worker:
             "evaluations": evaluations,
             "training": training,
             "parameters": job["parameters"],
-            "environment": environment(job, parameters),
+            "environment": {**environment(job, parameters), **hub.described(parameters, self.layout)},
             "times": times,
         }
         if job["mode"] == "train":

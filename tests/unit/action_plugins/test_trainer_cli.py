@@ -136,3 +136,39 @@ def test_failures_become_one_sentence(rc: int, stderr: str, code: int, part: str
     ended = Scripted([])._failure(plugin.Reply(rc, None, stderr))
     assert ended["failed"] and ended["trainer_exit_code"] == code
     assert part in ended["msg"] and not ended["msg"].startswith("error")
+
+
+class Wire:
+    """A connection that notes what it is given; `takes_input` is whether it has a standard input."""
+
+    def __init__(self, takes_input: bool) -> None:
+        self.has_pipelining = takes_input
+        self.commands: list[tuple[str, bytes | None]] = []
+
+
+def handed_over(takes_input: bool, secret: bool) -> tuple[Any, Wire]:
+    action = plugin.ActionModule.__new__(plugin.ActionModule)
+    wire = Wire(takes_input)
+    action._connection = wire
+    action._compute_environment_string = lambda: ""
+
+    def execute(command: str, in_data: bytes | None) -> dict[str, Any]:
+        wire.commands.append((command, in_data))
+        return {"rc": 0, "stdout": "{}", "stderr": ""}
+
+    action._low_level_execute_command = execute
+    action._args = {
+        "python": "python3", "project_root": "/p", "code_dir": "/p/code", "command": ["secret", "put"],
+        "input": {"value": "hf_canary"}, "secret": secret,
+    }  # fmt: skip
+    return action._call([]), wire
+
+
+def test_a_secret_goes_through_standard_input_or_not_at_all() -> None:
+    reply, wire = handed_over(takes_input=True, secret=True)
+    assert reply.rc == 0 and wire.commands[0][1] == b'{"value": "hf_canary"}' and "canary" not in wire.commands[0][0]
+    reply, wire = handed_over(takes_input=False, secret=True)
+    assert reply.rc == 2 and wire.commands == []
+    assert "takes no standard input" in plugin.error_text(reply.stderr)[1]
+    reply, wire = handed_over(takes_input=False, secret=False)
+    assert reply.rc == 0 and "hf_canary" in wire.commands[0][0], "what is no secret may stand in the command"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from trainer import config, fingerprint, plan, stages, steps
+from trainer import config, download, fingerprint, plan, stages, steps
 from trainer.state import SCHEMA, Layout, write_json
 
 Row = dict[str, Any]
@@ -168,3 +168,18 @@ def line(tmp_path: Path) -> Line:
 @pytest.fixture
 def put_rows() -> Callable[[Path, list[Row]], None]:
     return write_rows
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch, model_hub: Any) -> Callable[..., config.Parameters]:
+    """Makes Parameters for the model of a hub of this machine, which stands for both sources; waits are short."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(download, "RETRY_SECONDS", 0.01)
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", model_hub.url)
+    for name in ("HF_ENDPOINT", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    return lambda **changes: config.Parameters(
+        **{"model_name_or_path": "acme/Tiny-3", "hf_endpoint": model_hub.url, **changes}
+    )

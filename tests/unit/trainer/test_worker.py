@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import write_data
 from tests.unit.trainer.interrupted import Server, carry_out_job, read_reports
-from trainer import checkpoint, fingerprint, stages, worker
+from trainer import checkpoint, credentials, fingerprint, stages, worker
 from trainer.config import FIELDS, table
 from trainer.errors import InputError
 from trainer.state import Layout
@@ -144,6 +144,24 @@ def test_a_worker_nobody_listens_to_ends(tmp_path: Path) -> None:
     os.close(reading)
     with pytest.raises(BrokenPipeError):
         found.report("note", text="nobody hears this")
+
+
+def test_a_base_of_a_hub_is_fetched_and_loaded_from_its_copy(
+    resident: worker.Worker, online: Any, tiny_parameters: Any, tiny_corpus: Path, model_hub: Any
+) -> None:
+    there = {name: getattr(online(), name) for name in ("model_name_or_path", "hf_endpoint")}
+    found = resident.resident_base(tiny_parameters(**there), tiny_corpus)
+    assert found.source == str(resident.layout.models / "acme--Tiny-3" / model_hub.branches["main"])
+
+
+def test_a_token_in_a_report_is_masked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    found = worker.Worker(Layout(tmp_path), writing)
+    credentials.put(found.layout, "hf_token", "hf_canary0123456789")
+    found.report("note", text="GET with hf_canary0123456789 failed")
+    assert json.loads(os.read(reading, 4096)) == {"event": "note", "text": "GET with *** failed"}
+    os.close(reading)
+    found.report_stream.close()
 
 
 class Reached(Exception):
