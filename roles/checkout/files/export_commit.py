@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 TRIES, RETRY_SECONDS = 3, 3.0
 FETCH_SECONDS = 900
 LOCK_SECONDS = 900
+PROBE_BYTES = 8 << 20  # as much as a source tree usually is
 SHOWN_COMMITS = 5
 WORKTREE = "use checkout_source=worktree, which sends the controller's files"
 LFS = b"version https://git-lfs.github.com/spec/"
@@ -253,10 +254,9 @@ def bring(root: Path, url: str, commit: str) -> dict[str, Any]:
                 fetch_or_begin_anew(repository, commit)
             try:
                 repository.export(commit, incoming)
-            except OSError as problem:  # an object that is there and cannot be read
-                if re.search(CAUSES[0][0], str(problem)):
-                    raise
+            except OSError:  # the disk refuses, or an object that is there cannot be read
                 clear(incoming)
+                probe(incoming)
                 repository.make_anew()
                 repository.fetch(commit)
                 repository.export(commit, incoming)
@@ -276,6 +276,15 @@ def fetch_or_begin_anew(repository: Repository, commit: str) -> None:
             raise
         repository.make_anew()
         repository.fetch(commit)
+
+
+def probe(folder: Path) -> None:
+    """Write a little: OSError with the reason that git does not give."""
+    path = folder / "probe"
+    try:
+        path.write_bytes(bytes(PROBE_BYTES))
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def clear(folder: Path) -> None:
@@ -298,7 +307,7 @@ def main(root: str, url: str, commit: str) -> int:
         print(f"error: {refused}", file=sys.stderr)
         return refused.code
     except OSError as problem:
-        detail = " ".join(str(problem.strerror or problem).split())
+        detail = (str(problem.strerror or problem).splitlines() or ["?"])[0]
         print(f"error: the commit cannot be put into {root} on the host ({detail}); make room there or correct the "
               "permissions of the project root", file=sys.stderr)  # fmt: skip
         return 4

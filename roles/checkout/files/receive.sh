@@ -7,8 +7,8 @@ refuse() {
   exit 4
 }
 command -v "$2" >/dev/null || refuse "there is no $2" "run playbooks/provision.yml"
-said=$(mkdir -p "$releases" 2>&1) || refuse "$said" "correct its permissions or the project root"
-incoming=$(mktemp -d "$releases/.incoming-XXXXXXXX" 2>&1) || refuse "$incoming" "correct its permissions or make room"
+said=$(mkdir -p "$releases" 2>&1) || refuse "$said" "make room there or correct its permissions"
+incoming=$(mktemp -d "$releases/.incoming-XXXXXXXX" 2>&1) || refuse "$incoming" "make room there or correct its permissions"
 trap 'rm -rf "$incoming"' EXIT
 trap 'exit 7' HUP INT TERM PIPE
 said=$(tar -xzf - --no-same-owner -C "$incoming" 2>&1) ||
