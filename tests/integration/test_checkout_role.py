@@ -256,6 +256,28 @@ exec {real} "$@"
     assert host.code()["commit"] == origin.head()
 
 
+def test_every_second_try_goes_by_the_way_out_of_the_provider(origin: Origin, host: Host, tmp_path: Path) -> None:
+    wrapper, turbo = tmp_path / "bin" / "git", tmp_path / "network turbo"
+    wrapper.parent.mkdir()
+    wrapper.write_text(f"""#!/bin/sh
+case " $* " in *" fetch "*)
+  [ "$https_proxy" = way ] || {{ echo 'fatal: unable to access: timed out' >&2; exit 128; }} ;;
+esac
+exec {shutil.which("git")} "$@"
+""")
+    wrapper.chmod(0o755)
+    turbo.write_text("export https_proxy=way; echo noise of the provider\n")
+    command = [*host.words(origin.head()), str(tmp_path / "not there"), str(turbo)]
+    environment = {**ENVIRONMENT, "PATH": f"{wrapper.parent}:{ENVIRONMENT['PATH']}"}
+    program = (FILES / "export_commit.py").read_text().replace("RETRY_SECONDS = 3, 3.0", "RETRY_SECONDS = 3, 0.0")
+    for words, code in ((command[:-1], 4), (command, 0)):
+        done = subprocess.run(
+            words, input=program, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == code, done.stderr
+    assert host.code()["commit"] == origin.head()
+
+
 def test_a_run_that_is_ended_clears_up(origin: Origin, host: Host, tmp_path: Path) -> None:
     wrapper = tmp_path / "bin" / "git"
     wrapper.parent.mkdir()

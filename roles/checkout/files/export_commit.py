@@ -1,4 +1,6 @@
-"""Fetch one commit of a repository on the host and publish its tree: `python - PROJECT_ROOT URL COMMIT`.
+"""Fetch one commit of a repository on the host and publish its tree: `python - PROJECT_ROOT URL COMMIT [FILE …]`.
+
+A FILE is a shell script of the host's provider that sets a proxy; every second try to fetch goes by it.
 
 It is sent to a host that holds no code yet, so it needs the standard library and git only. A bare repository
 beside the releases keeps what was fetched; it is a cache, made anew when it is damaged. Nothing asks for a password.
@@ -11,6 +13,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -66,16 +69,25 @@ class Refused(Exception):
 class Repository:
     """The bare repository of a project root. Whoever uses it holds `lock`, which git's processes inherit."""
 
-    def __init__(self, root: Path, url: str, lock: int) -> None:
+    def __init__(self, root: Path, url: str, lock: int, ways_out: list[str]) -> None:
         self.folder, self.url, self.lock = root / "repository.git", url, lock
+        self.ways_out = [path for path in ways_out if os.path.isfile(path)]
 
     def git(
-        self, *words: str, limit_seconds: float = 300, more: dict[str, str] | None = None
+        self, *words: str, limit_seconds: float = 300, more: dict[str, str] | None = None, by_way_out: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        """Run git on this repository; `more` is added to its environment."""
+        """Run git on this repository; `more` is added to its environment, or what the provider's files set."""
         ssh = f"{os.environ.get('GIT_SSH_COMMAND', 'ssh')} {SSH_OPTIONS}"
         kept = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
         command = ["git", f"--git-dir={self.folder}", *(word for item in SETTINGS for word in ("-c", item)), *words]
+        if by_way_out and self.ways_out:
+            command = [
+                "sh",
+                "-c",
+                f'for way in {shlex.join(self.ways_out)}; do . "$way"; done >&2; exec "$@"',
+                "sh",
+                *command,
+            ]
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             errors="replace", env={**kept, **ENVIRONMENT, "GIT_SSH_COMMAND": ssh, **(more or {})},
@@ -138,7 +150,7 @@ class Repository:
             for attempt in range(TRIES):
                 time.sleep(RETRY_SECONDS * attempt)
                 options = ["--no-tags", "--quiet", "--no-auto-gc", "--force"]
-                done = self.git("fetch", *options, *way, limit_seconds=FETCH_SECONDS)
+                done = self.git("fetch", *options, *way, limit_seconds=FETCH_SECONDS, by_way_out=attempt % 2 == 1)
                 said = done.stderr
                 if done.returncode == 0 or final(said):
                     break
@@ -238,7 +250,7 @@ def publish(root: Path, tree: Path, commit: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def bring(root: Path, url: str, commit: str) -> dict[str, Any]:
+def bring(root: Path, url: str, commit: str, ways_out: list[str]) -> dict[str, Any]:
     """Fetch, export, publish; a damaged repository is made anew once."""
     if not shutil.which("git"):
         raise Refused(4, f"the host has no git; install it there, or {WORKTREE}")
@@ -248,7 +260,7 @@ def bring(root: Path, url: str, commit: str) -> dict[str, Any]:
     try:
         incoming.chmod(0o755)
         with alone(root / ".repository.lock") as lock:
-            repository = Repository(root, url, lock)
+            repository = Repository(root, url, lock, ways_out)
             repository.prepare()
             if not repository.holds(commit):
                 fetch_or_begin_anew(repository, commit)
@@ -293,7 +305,7 @@ def clear(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def main(root: str, url: str, commit: str) -> int:
+def main(root: str, url: str, commit: str, *ways_out: str) -> int:
     """Answer with one JSON object, or end with `error: …`."""
 
     def end(number: int, frame: Any) -> NoReturn:
@@ -302,7 +314,7 @@ def main(root: str, url: str, commit: str) -> int:
     for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     try:
-        print(json.dumps(bring(Path(root), url, commit)))
+        print(json.dumps(bring(Path(root), url, commit, list(ways_out))))
     except Refused as refused:
         print(f"error: {refused}", file=sys.stderr)
         return refused.code
