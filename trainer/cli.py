@@ -126,9 +126,12 @@ def _add_data(add: Add) -> None:
 
 def _add_transfer(add: Add) -> None:
     source = add("source", help="the source tree as it goes to a host")
-    source.add_argument("action", choices=["hash", "pack", "verify"])
-    source.add_argument("--output", type=Path, metavar="FILE", help="pack: the archive to write")
-    source.add_argument("--expect", default="", metavar="ID", help="verify: the id that the tree must have")
+    source.add_argument("action", choices=["hash", "pin", "pack", "verify", "publish"])
+    source.add_argument("--output", type=Path, metavar="FILE", help="pack: the archive to write; - is standard output")
+    source.add_argument("--expect", default="", metavar="ID", help="verify, publish: the id that the tree must have")
+    source.add_argument("--commit", default="", help="verify, publish: the commit that the tree is of")
+    source.add_argument("--url", default="", help="pin: the repository (default: origin)")
+    source.add_argument("--revision", default="", help="pin: branch, tag or commit (default: HEAD)")
     _json_argument(source)
     collect = add("collect", help="make the run folder with its summary")
     _json_argument(collect)

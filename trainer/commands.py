@@ -23,6 +23,8 @@ from trainer import (
     precheck,
     process,
     recovery,
+    release,
+    repository,
     source,
     stages,
     steps,
@@ -294,16 +296,37 @@ def build_base(arguments: Arguments, root: Path) -> int:
 
 
 def show_source(arguments: Arguments, root: Path) -> int:
-    if arguments.action == "verify":
-        found: dict[str, Any] = {"source_id": source.verify(Path.cwd(), arguments.expect)}
-    elif arguments.action == "pack":
+    """hash, pin, pack: of the checkout that this code is; verify, publish: of the tree in the current folder."""
+    here = steps.code_root()
+    if arguments.action == "pack":
         if arguments.output is None:
-            raise InputError("source pack needs --output FILE, the archive to write")
-        found = source.pack(steps.code_root(), arguments.output)
+            raise InputError("source pack needs --output FILE, the archive to write; - is standard output")
+        if str(arguments.output) == "-":
+            source.pack(here, sys.stdout.buffer)
+            return 0
+        with arguments.output.open("wb") as stream:
+            found = source.pack(here, stream)
+    elif arguments.action == "pin":
+        found = repository.pin(here, arguments.url, arguments.revision)
+    elif arguments.action == "verify":
+        found = _verified(Path.cwd(), arguments)
+    elif arguments.action == "publish":
+        found = release.publish(Layout(root), Path.cwd(), arguments.expect, arguments.commit)
     else:
-        found = source.describe(steps.code_root())
-    answer(arguments, {**found, "lines": [found["source_id"]]} if not arguments.json else found)
+        found = {**source.describe(here), "commit": repository.commit_of(here)}
+    words = [*found.get("lines", []), found.get("source_id") or found["commit"]]
+    answer(arguments, found if arguments.json else {"lines": words})
     return 0
+
+
+def _verified(tree: Path, arguments: Arguments) -> dict[str, Any]:
+    record = source.read_record(tree)
+    if record is None:
+        return {"source_id": source.verify(tree, arguments.expect), "commit": ""}
+    record = source.check_release(tree, arguments.expect or record["source_id"])
+    if arguments.commit and arguments.commit != record["commit"]:
+        raise InputError(f"the code in {tree} is of commit {record['commit'] or 'unknown'}, not {arguments.commit}")
+    return {"source_id": record["source_id"], "commit": record["commit"]}
 
 
 def collect(arguments: Arguments, root: Path) -> int:

@@ -77,13 +77,20 @@ def source(host: Host, args: argparse.Namespace) -> dict[str, Any]:
     digest = hashlib.sha256()
     for path in sources():
         digest.update(str(path.relative_to(Path.cwd())).encode() + path.read_bytes())
-    answer: dict[str, Any] = {"source_id": digest.hexdigest()[:16]}
+    answer: dict[str, Any] = {"source_id": digest.hexdigest()[:16], "commit": "", "lines": []}
     if args.what == "pack":
-        with tarfile.open(args.output, "w:gz") as archive:
+        with tarfile.open(fileobj=sys.stdout.buffer, mode="w|gz") as archive:
             for path in sources():
                 archive.add(path, arcname=str(path.relative_to(Path.cwd())))
-    if args.what == "verify" and answer["source_id"] != args.expect:
+        sys.stdout.flush()
+        sys.exit()
+    if args.what in ("verify", "publish") and answer["source_id"] != args.expect:
         raise Refused(2, f"the source is {answer['source_id']}, not {args.expect}")
+    if args.what == "publish":
+        release = host.root / "releases" / answer["source_id"]
+        os.rename(Path.cwd(), release)
+        (host.root / ".code.new").symlink_to(f"releases/{release.name}")
+        os.replace(host.root / ".code.new", host.root / "code")
     return answer
 
 
@@ -209,7 +216,7 @@ def main() -> int:
     parser.add_argument("--project-root", type=Path, default=Path())
     parser.add_argument("command", choices=sorted(COMMANDS))
     parser.add_argument("what", nargs="?")
-    for option in ("--input", "--output", "--output-dir", "--archive", "--sha256", "--expect"):
+    for option in ("--input", "--output", "--output-dir", "--archive", "--sha256", "--expect", "--commit"):
         parser.add_argument(option)
     for option in ("--plan", "--stage", "--data-root", "--run"):
         parser.add_argument(option)

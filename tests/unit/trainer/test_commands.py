@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from trainer import artifacts, base, cli, commands, config, process, source, stages, tables
+from trainer import artifacts, base, cli, commands, config, process, stages, tables
 from trainer.errors import InputError
 from trainer.state import append_event, read_json, write_json
 
@@ -350,24 +349,29 @@ def test_collect_export_import_and_imported(call: Call, line: Any, tmp_path: Pat
     assert code == 7 and "collect again" in err[-1]
 
 
-def test_source_pack_and_verify(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    (tree / "a.py").write_text("print(1)\n")
-    subprocess.run(["git", "-C", str(tree), "init", "--quiet"], check=True)
+def test_source_pack_verify_and_publish(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree, unpacked = tmp_path / "tree", tmp_path / "host" / "releases" / ".incoming-1"
+    for folder in (tree, unpacked):
+        folder.mkdir(parents=True)
+        (folder / "a.py").write_text("print(1)\n")
     monkeypatch.setattr(commands.steps, "code_root", lambda: tree)
     packed = answer_of(call("source", "pack", "--output", str(tmp_path / "x.tar.gz"), "--json"))
-    assert packed["files"] == 1 and Path(packed["archive"]).is_file()
-    unpacked = tmp_path / "unpacked"
-    unpacked.mkdir()
-    (unpacked / "a.py").write_text("print(1)\n")
+    assert packed["files"] == 1 and (tmp_path / "x.tar.gz").is_file()
+    expected, commit = packed["source_id"], "c" * 40
+    assert answer_of(call("source", "hash", "--json")) == {**packed, "commit": ""}
+    words = ("source", "verify", "--expect", expected, "--json")
     with contextlib.chdir(unpacked):
-        words = ("source", "verify", "--expect", packed["source_id"], "--json")
-        assert answer_of(call(*words)) == {"source_id": packed["source_id"]}
+        assert answer_of(call(*words)) == {"source_id": expected, "commit": ""}
         (unpacked / "a.py").write_text("print(2)\n")
         code, _, err = call(*words)
-    assert code == 2 and f"expected {packed['source_id']}" in err[-1]
-    assert source.describe(tree)["source_id"] == packed["source_id"] and os.getcwd() != str(unpacked)
+        assert code == 2 and f"expected {expected}" in err[-1]
+        (unpacked / "a.py").write_text("print(1)\n")
+        publish = ("--project-root", str(tmp_path / "host"), "source", "publish", "--expect", expected)
+        assert call(*publish, "--commit", commit)[:2] == (0, f"{expected}\n")
+    with contextlib.chdir(tmp_path / "host" / "code"):
+        assert answer_of(call(*words, "--commit", commit)) == {"source_id": expected, "commit": commit}
+        code, _, err = call(*words, "--commit", "d" * 40)
+        assert code == 2 and "is of commit cccc" in err[-1]
 
 
 def test_base_build_names_the_folder(call: Call, line: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
