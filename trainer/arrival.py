@@ -31,7 +31,7 @@ from trainer.listing import MOST_LISTING_BYTES, Caps, Entry, id_of, parse
 
 LARGE_BYTES = 8 << 20  # from here on a file is worth a transfer of its own
 BATCH_BYTES = 64 << 20
-BATCH_FILES = 2000
+BATCH_FILES = 10_000
 _LISTINGS = 3
 
 
@@ -98,6 +98,7 @@ def fetch_listing(order: Order, courier: Courier, export_id: str, target: Path) 
     if size_of(target) >= MOST_LISTING_BYTES:
         raise Interrupted(f"the host's listing has more than {MOST_LISTING_BYTES} bytes; nothing was taken over")
     text = target.read_bytes()
+    target.unlink()
     if id_of(text) != export_id:
         raise Interrupted(f"the host's listing arrived as {id_of(text)[:12]}, not as {export_id[:12]}; collect again")
     return text
@@ -153,7 +154,7 @@ class _Arrival:
             self._batch(batch)
         for entry in missing:
             if entry.size >= LARGE_BYTES:
-                self.progress.arrived(size_of(self.landing.part(entry)))
+                self.progress.known(size_of(self.landing.part(entry)))
                 self._large(entry)
 
     def _export(self, entries: Sequence[Entry], offset: int = 0) -> tuple[str, str]:
@@ -290,11 +291,13 @@ class Tail:
 
 def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
     batch: list[Entry] = []
+    size = 0
     for entry in entries:
-        if batch and (len(batch) >= BATCH_FILES or sum(e.size for e in batch) + entry.size > BATCH_BYTES):
+        if batch and (len(batch) >= BATCH_FILES or size + entry.size > BATCH_BYTES):
             yield batch
-            batch = []
+            batch, size = [], 0
         batch.append(entry)
+        size += entry.size
     if batch:
         yield batch
 

@@ -119,9 +119,13 @@ class Progress:
     def __init__(self, say: Callable[[Sequence[str]], None], total_bytes: int) -> None:
         self._say = say
         self._total = total_bytes
-        self._done = 0
+        self._done = self._before = 0
         self._start = self._next = time.monotonic()
         self._next += _REPORT_SECONDS
+
+    def known(self, size: int) -> None:
+        """Note bytes that an earlier collect has brought."""
+        self._before += size
 
     def arrived(self, size: int) -> None:
         """Note bytes that need not come any more."""
@@ -133,6 +137,6 @@ class Progress:
         if now < self._next or self._total < _SHOWN_BYTES:
             return
         self._next = now + _REPORT_SECONDS
-        done = (self._done + under_way_bytes) / (1 << 20)
-        rate = done / (now - self._start)
+        come = (self._done + under_way_bytes) / (1 << 20)
+        done, rate = come + self._before / (1 << 20), come / (now - self._start)
         self._say([f"collect: {done:,.0f} of {self._total / (1 << 20):,.0f} MiB, {rate:,.0f} MiB/s"])

@@ -65,7 +65,10 @@ def publish(landing: Landing, entries: Sequence[Entry], export_id: str) -> list[
         _lay_out(landing, entry)
     _verify(landing.tree, entries)
     lines = closing_lines(landing.tree, entries, landing.output_dir)
-    units = [unit for unit in sorted({unit_of(e.path) for e in entries}) if not _is_same(landing, unit, entries)]
+    grouped: dict[str, list[Entry]] = {}
+    for entry in entries:
+        grouped.setdefault(unit_of(entry.path), []).append(entry)
+    units = [unit for unit, own in sorted(grouped.items()) if not _is_same(landing, unit, own)]
     _sync([landing.tree / unit for unit in units])
     record = {"schema": 1, "export_id": export_id, "files": {e.path: e.sha256 for e in entries}, "lines": lines}
     write_json(landing.journal, {**record, "units": units})
@@ -142,12 +145,11 @@ def unit_of(path: str) -> str:
     return "/".join(parts[:2]) if parts[0] in ("adapter", "training_sync") else path
 
 
-def _is_same(landing: Landing, unit: str, entries: Sequence[Entry]) -> bool:
+def _is_same(landing: Landing, unit: str, own: Sequence[Entry]) -> bool:
     """Whether a unit is in its place already, with nothing more in it."""
     place = landing.output_dir / unit
     if place.is_symlink():
         return False
-    own = [entry for entry in entries if unit_of(entry.path) == unit]
     found = [p for p in place.rglob("*") if p.is_symlink() or not p.is_dir()]
     if place.is_dir() and len(found) != len(own):
         return False
@@ -178,7 +180,10 @@ def _switch(landing: Landing, unit: str) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(place):
         remove(_aside(place))
-        place.rename(_aside(place))
+        if fresh.is_file() and place.is_file() and not place.is_symlink():
+            link_or_copy(place, _aside(place))  # a single file is there at every moment
+        else:
+            place.rename(_aside(place))
     os.replace(fresh, place)
 
 
@@ -187,7 +192,9 @@ def _switch_back(landing: Landing, unit: str) -> None:
     fresh, place = landing.tree / unit, landing.output_dir / unit
     if not os.path.lexists(fresh) and os.path.lexists(place):
         place.rename(fresh)
-    if os.path.lexists(_aside(place)) and not os.path.lexists(place):
+    if os.path.lexists(place):
+        remove(_aside(place))
+    elif os.path.lexists(_aside(place)):
         _aside(place).rename(place)
 
 
