@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -59,10 +60,17 @@ class Disk(Machine):
         found, image = [], self.image
         while image:
             if (image / kind).is_dir():
-                found.append(image / kind)
+                found.append(self.brought_in(image / kind))
             below = image / "below"
             image = below.resolve() if below.is_symlink() else None
         return found
+
+    def brought_in(self, layer: Path) -> Path:
+        """A layer's copy in the lab, made once: the kernel refuses two layers of which one lies in the other, here /."""
+        name = f"image-{hashlib.sha256(str(layer.resolve()).encode()).hexdigest()[:16]}"
+        if not (self.lab.layer / name).exists():
+            carry_out(["cp", "-a", str(layer), str(self.lab.layer / name)])
+        return Path("/run/lab") / name
 
     def write_files(self) -> None:
         etc = self.root / "etc"

@@ -95,7 +95,8 @@ class Machine:
 
     def processes(self) -> list[tuple[int, str]]:
         """(pid, command line) of what runs on the host, without init and sshd."""
-        return [(inner, line) for _, inner, line in self.all_processes() if inner != 1 and not line.startswith("sshd")]
+        own = ("sshd: ", "/usr/sbin/sshd ")
+        return [(inner, line) for _, inner, line in self.all_processes() if inner != 1 and not line.startswith(own)]
 
     def all_processes(self) -> list[tuple[int, int, str]]:
         """(pid on this machine, pid on the host, command line) of everything on the host but zombies."""

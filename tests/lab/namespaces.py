@@ -136,9 +136,11 @@ def carry_out(
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         raise
-    done = subprocess.CompletedProcess(list(says or argv), process.returncode, out, err)
-    if check and done.returncode:
-        raise LabError(f"{' '.join(done.args)!r} ended with {done.returncode}: {err.strip() or out.strip()}")
+    # As a shell tells it: nsenter and unshare end by the signal that ended their command.
+    code = process.returncode if process.returncode >= 0 else 128 - process.returncode
+    done = subprocess.CompletedProcess(list(says or argv), code, out, err)
+    if check and code:
+        raise LabError(f"{' '.join(done.args)!r} ended with {code}: {err.strip() or out.strip()}")
     return done
 
 

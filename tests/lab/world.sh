@@ -28,12 +28,13 @@ child=$!
 exec > /dev/null
 finish() {
   trap '' TERM INT HUP
-  for group in "${groups[@]}"; do
-    # A task that the first version's freezer holds cannot even be killed.
-    find "$group" -name freezer.state -exec sh -c 'echo THAWED > "$1"' sh {} \; 2> /dev/null
-  done
   # With the first process goes everything; `unshare` ends when nothing is left.
   kill -9 $(cat "/proc/$child/task/$child/children") 2> /dev/null
+  for group in "${groups[@]}"; do
+    # What is frozen cannot be killed (first version), or not be waited for by its frozen parent.
+    find "$group" -name freezer.state -exec sh -c 'echo THAWED > "$1"' sh {} \; 2> /dev/null
+    find "$group" -name cgroup.freeze -exec sh -c 'echo 0 > "$1"' sh {} \; 2> /dev/null
+  done
   wait "$child"
   for group in "${groups[@]}"; do
     for _ in $(seq 100); do
