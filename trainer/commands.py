@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from trainer import (
+    arrival,
     artifacts,
     base,
     config,
+    courier,
     credentials,
     diagnose,
     evaluate,
     ledger,
+    listing,
     precheck,
     process,
+    publication,
     recovery,
     release,
     repository,
@@ -333,22 +337,30 @@ def collect(arguments: Arguments, root: Path) -> int:
     layout = training_root(root)
     if not layout.plan.exists():
         raise NotReady(f"nothing was trained in {root} yet, so there is nothing to collect; run a stage first")
-    answer(arguments, artifacts.collect(layout))
+    answer(arguments, artifacts.collect(layout, arguments.anew))
     return 0
 
 
 def export(arguments: Arguments, root: Path) -> int:
-    answer(arguments, artifacts.export(Layout(root), arguments.run, arguments.output))
+    layout, export_id, token = Layout(root), arguments.export_id, arguments.token
+    if arguments.end:
+        answer(arguments, artifacts.end_export(layout, export_id, token))
+    else:
+        piece = (arguments.files, arguments.offset, arguments.most_bytes)
+        answer(arguments, artifacts.export(layout, export_id, *piece, token))
     return 0
 
 
 def receive(arguments: Arguments, root: Path) -> int:
-    answer(arguments, artifacts.receive(arguments.archive, arguments.sha256, arguments.output_dir.resolve()))
+    caps = listing.Caps(arguments.max_file_bytes, arguments.max_total_bytes)
+    order = arrival.Order(arguments.host_root, arguments.export_id, arguments.output_dir.resolve(), caps)
+    pipe = courier.Pipe()
+    pipe.answer(arrival.receive(order, pipe))
     return 0
 
 
 def imported(arguments: Arguments, root: Path) -> int:
-    answer(arguments, artifacts.imported(arguments.output_dir.resolve()))
+    answer(arguments, publication.imported(arguments.output_dir.resolve()))
     return 0
 
 

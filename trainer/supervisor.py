@@ -56,8 +56,8 @@ class Supervisor:
         self.root: int | None = None
 
     def environment(self) -> dict[str, str]:
-        """What the worker gets in its environment beside the host's variables: the plan's mark and its secrets."""
-        return {**credentials.environment(self.layout), process.PLAN_VARIABLE: self.marker}
+        """What the worker gets in its environment beside the host's variables; secrets stay in their file."""
+        return {process.PLAN_VARIABLE: self.marker}
 
     def run(self) -> int:
         """Carry the plan out; returns its exit code."""

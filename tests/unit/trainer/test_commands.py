@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import io
 import json
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from road import Road
 
 from trainer import artifacts, base, cli, commands, config, process, stages, tables
 from trainer.errors import InputError
@@ -330,23 +330,32 @@ def test_run_submits_starts_and_watches(call: Call, line: Any, monkeypatch: pyte
 # --- the way home ---------------------------------------------------------------------------------------------------
 
 
-def test_collect_export_import_and_imported(call: Call, line: Any, tmp_path: Path) -> None:
+def test_collect_export_import_and_imported(
+    call: Call, line: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = str(tmp_path / "home")
     assert answer_of(call("imported", "--output-dir", home, "--json")) == {"export_id": "", "lines": []}
     line.record_plan("sample", outcomes={})
     line.finish("sample")
     collected = answer_of(call("collect", "--json"))
     assert set(collected) == {"run", "export_id", "files", "bytes", "lines"}
-    archive = str(tmp_path / "export.tar")
-    sent = answer_of(call("export", "--run", collected["run"], "--output", archive, "--json"))
-    assert sent["sha256"] == hashlib.sha256(Path(archive).read_bytes()).hexdigest()
-    words = ("import", "--archive", archive, "--sha256", sent["sha256"], "--output-dir", home)
-    received = answer_of(call(*words, "--json"))
-    assert received["export_id"] == collected["export_id"] and len(received["lines"]) == 3
+    assert answer_of(call("collect", "--anew", "--json")) == collected
+    piece = ("export", "--export-id", collected["export_id"], "--token", "01234567")
+    sent = answer_of(call(*piece, "--files", "0-2", "--offset", "0", "--most-bytes", "10", "--json"))
+    assert 0 < sent["bytes"] <= 30
+    assert answer_of(call(*piece, "--end", "--json")) == {"lines": []}
+    collected = answer_of(call("collect", "--json"))
+    road = Road(line.layout)
+    road.answer = lambda value: print(json.dumps({"answer": value}))  # type: ignore[attr-defined]
+    monkeypatch.setattr(commands.courier, "Pipe", lambda: road)
+    words = ["import", "--host-root", str(line.layout.root), "--export-id", collected["export_id"]]
+    words += ["--output-dir", home, "--max-total-bytes", "1000000", "--max-file-bytes"]
+    code, _, err = call(*words, "10")
+    assert code == 7 and "more than 10 bytes; raise artifacts_max_file_bytes" in err[-1]
+    received = answer_of(call(*words, "100000"))["answer"]
+    assert received["export_id"] == collected["export_id"] and len(received["lines"]) == 3 and received["changed"]
+    del received["changed"]
     assert answer_of(call("imported", "--output-dir", home, "--json")) == received
-    assert call(*words)[1].splitlines() == received["lines"]
-    code, _, err = call(*words[:4], "0" * 64, *words[5:])
-    assert code == 7 and "collect again" in err[-1]
 
 
 def test_source_pack_verify_and_publish(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
