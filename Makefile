@@ -39,11 +39,10 @@ integration: $(VENV)/.dev
 tables: $(VENV)/.controller ## write the generated tables of the README anew
 	@$(BIN)/python tests/consistency/readme.py --write
 
-lock: ## write requirements/constraints.txt anew from the direct requirements
+lock: ## write requirements/constraints.txt and trainer.lock anew (ARGS=--upgrade: with newer versions)
 	@rm -rf .stagegate/lock && $(PYTHON) -m venv .stagegate/lock
-	@.stagegate/lock/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
-	@{ echo "# Every version that a working environment was tested with; made by \`make lock\`."; \
-	   .stagegate/lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > requirements/constraints.txt
+	@.stagegate/lock/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/lock.txt
+	@.stagegate/lock/bin/python requirements/lock.py $(ARGS)
 	@rm -rf .stagegate/lock
 
 clean: ## remove the environment, the embedded host and the collected outputs
