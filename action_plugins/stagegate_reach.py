@@ -13,6 +13,10 @@ from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import filter_loader
 
 _INPUT, _UNFIT = 2, 4
+_UNCHOSEN = (
+    "REMOTE_HOST is set and no inventory is chosen, which would use the embedded host of this machine; "
+    "add -i inventory/remote.yml, or unset REMOTE_HOST"
+)
 _TRIES = 3  # of what may be an accident: sshd drops connections when many come at once
 _PAUSE_SECONDS = 2.0
 _LINES = 10  # empty lines on standard input; a login script that asks a question reads some of them
@@ -51,10 +55,7 @@ class ActionModule(ActionBase):
     def _address_findings(self) -> list[str]:
         """What is wrong with where to connect to, before anything is connected."""
         if self._vars.get("inventory_unchosen") and os.environ.get("REMOTE_HOST", "").strip():
-            return [
-                "REMOTE_HOST is set and no inventory is chosen, which would use the embedded host of this machine; "
-                "add -i inventory/remote.yml, or unset REMOTE_HOST"
-            ]
+            return [_UNCHOSEN]
         pasted = self._templar.template(self._vars.get("remote_address"))
         if pasted:
             return list(pasted["findings"])
@@ -110,9 +111,13 @@ def complaint(told: str, rc: int, nonce: str) -> str:
     advice = "let the startup files there write and ask only in a session with a terminal ([ -t 0 ])"
     if not marker:
         last = ([line.strip() for line in told.splitlines() if line.strip()] or ["it wrote nothing"])[-1]
-        return f"the login shell of the host runs no command, it ended with code {rc} ({last}); look at its startup files"
+        return (
+            f"the login shell of the host runs no command, it ended with code {rc} ({last}); look at its startup files"
+        )
     if any(line.lstrip().startswith("{") for line in noise.splitlines()):
-        return f"the login of the host writes a line that begins with '{{', which hides the answers of modules: {advice}"
+        return (
+            f"the login of the host writes a line that begins with '{{', which hides the answers of modules: {advice}"
+        )
     if int(rest.split()[0]) < _LINES:
         return f"the login of the host asks a question and reads what was sent to the modules: {advice}"
     return ""

@@ -19,6 +19,10 @@ display = Display()
 # One connection for each type: ssh shows the key that it negotiates, through a ProxyJump, too; ssh-keyscan cannot.
 _TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512,rsa-sha2-256")
 _SECONDS = 60
+_INTO_THAT_FILE = (
+    "GlobalKnownHostsFile=/dev/null", "HashKnownHosts=no", "StrictHostKeyChecking=accept-new", "UpdateHostKeys=no",
+    "KnownHostsCommand=none",
+)  # fmt: skip
 # Only the key is wanted: no login, no shared connection that has it already.
 _NO_LOGIN = ("PreferredAuthentications=none", "BatchMode=yes", "ControlMaster=no", "ControlPath=none")
 
@@ -49,11 +53,12 @@ class ActionModule(ActionBase):
         standing = self._standing()
         with tempfile.TemporaryDirectory(prefix="stagegate_") as folder:
             keys = self._fetch(Path(folder), standing)
-            if standing["kind"] == "trusted":
-                display.display(f"{keys[0].place} is trusted already: {', '.join(key.shown for key in keys)}")
-                return False
             known = self._known_hosts()
             old = old_fingerprints(known, keys[0].place)
+            if standing["kind"] == "trusted":
+                shown = old or [key.shown for key in keys]
+                display.display(f"{keys[0].place} is trusted already: {', '.join(shown)}")
+                return False
             for line in introduction(keys, old):
                 display.display(line)
             chosen = self._chosen(keys, wished, bool(old))
@@ -82,9 +87,7 @@ class ActionModule(ActionBase):
         keys: list[Key] = []
         for number, kind in enumerate(_TYPES):
             file = folder / f"{number}"
-            options = (f"UserKnownHostsFile={file}", "GlobalKnownHostsFile=/dev/null", "HashKnownHosts=no")
-            options += ("StrictHostKeyChecking=accept-new", "UpdateHostKeys=no", "KnownHostsCommand=none")
-            self._ssh(*options, f"HostKeyAlgorithms={kind}", *_NO_LOGIN)
+            self._ssh(f"UserKnownHostsFile={file}", f"HostKeyAlgorithms={kind}", *_INTO_THAT_FILE, *_NO_LOGIN)
             if file.is_file():
                 keys += [Key(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
         if not keys:
@@ -142,7 +145,9 @@ class ActionModule(ActionBase):
         try:
             return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, check=False)
         except subprocess.TimeoutExpired:
-            raise Refused(4, f"{host} did not show a key within {_SECONDS} s; look at the address and the port") from None
+            raise Refused(
+                4, f"{host} did not show a key within {_SECONDS} s; look at the address and the port"
+            ) from None
 
 
 class Refused(Exception):
@@ -159,7 +164,9 @@ class Key:
     def __init__(self, line: str) -> None:
         self.line = line.strip()
         self.place = self.line.split()[0]
-        done = subprocess.run(["ssh-keygen", "-l", "-f", "-"], input=self.line, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["ssh-keygen", "-l", "-f", "-"], input=self.line, capture_output=True, text=True, check=True
+        )
         _, self.fingerprint, *_, kind = done.stdout.split()
         self.shown = f"{kind.strip('()')} {self.fingerprint}"
 
@@ -187,7 +194,9 @@ def old_fingerprints(known: Path, place: str) -> list[str]:
     words = ["ssh-keygen", "-l", "-F", place, "-f", str(known)]
     rows = subprocess.run(words, capture_output=True, text=True, check=False).stdout.splitlines()
     found = [row.split() for row in rows if "SHA256:" in row]
-    return [f"{row[-2]} {row[-1]}" if row[-1].startswith("SHA256:") else f"{row[-1].strip('()')} {row[1]}" for row in found]
+    return [
+        f"{row[-2]} {row[-1]}" if row[-1].startswith("SHA256:") else f"{row[-1].strip('()')} {row[1]}" for row in found
+    ]
 
 
 def pin(known: Path, place: str, keys: list[Key], hashed: bool) -> None:

@@ -36,12 +36,15 @@ _SPEC: dict[str, dict[str, Any]] = {
     "closing": {"type": "bool", "default": False},
     "quiet": {"type": "bool", "default": False},
     "follow": {"type": "bool", "default": False},
+    "known": {"type": "dict", "default": {}},
     "reconnect_timeout_seconds": {"type": "int", "default": 300},
     "answer_timeout_seconds": {"type": "int", "default": 0},
 }
 _NO_CODE = 97  # chosen outside the trainer's own exit codes and the shell's 126, 127
-_RETRY_SECONDS = 5.0
-_LEAST_POLL_SECONDS = {"local": 0.25}  # by transport: a poll over ssh costs the host a process and the line a round trip
+_FIRST_PAUSE_SECONDS, _PAUSE_SECONDS = 1.0, 5.0  # before a call is repeated
+_LEAST_POLL_SECONDS = {
+    "local": 0.25
+}  # by transport: a poll over ssh costs the host a process and the line a round trip
 _POLL_SECONDS = 2.0
 # A login script that asks a question reads from our standard input: empty lines for it to read.
 _PADDING = "\n" * 10
@@ -63,7 +66,7 @@ class ActionModule(ActionBase):
     `python`, `code_dir`, `project_root`: where on the host (no `project_root` on the controller).
     `ok_codes`: exit codes that are no failure. `writes`: not run in check mode.
     `closing`: the lines are kept for the end of the whole run; `quiet`: they are not printed.
-    `follow`: repeat while the answer says `more`, passing its cursor on.
+    `follow`: repeat while the answer says `more`, passing its cursor on; `known`: its last answer, if there is one.
     `reconnect_timeout_seconds`: how long to wait for a host that cannot be reached meanwhile. A call whose
     connection was lost is repeated: every command of the trainer may be asked twice.
     `answer_timeout_seconds`: a call without an answer for so long counts as a lost connection; 0: only ssh decides.
@@ -102,6 +105,9 @@ class ActionModule(ActionBase):
 
     def _follow(self) -> dict[str, Any]:
         """Print lines until the answer carries no `more`; a dropped connection only interrupts."""
+        if self._args["known"]:
+            self._say(self._args["known"].get("lines", []))
+            return {"answer": self._args["known"]}
         cursor, outage = 0, Outage(self._say, self._args["reconnect_timeout_seconds"], "the plan goes on there")
         while True:
             started = time.monotonic()
@@ -132,7 +138,7 @@ class ActionModule(ActionBase):
                 if not outage.goes_on(found["sentence"]):
                     code = 7 if self._args["follow"] else found["exit_code"]
                     return _result(code, outage.sentence())
-                self._reconnect_later()
+                self._reconnect_later(outage.pause_seconds)
                 continue
             outage.ends()
             return reply
@@ -161,8 +167,8 @@ class ActionModule(ActionBase):
             done = self._low_level_execute_command(framed(nonce, script), in_data=in_data)
         return reply_of(nonce, done["rc"], done["stdout"], done["stderr"])
 
-    def _reconnect_later(self) -> None:
-        time.sleep(_RETRY_SECONDS)
+    def _reconnect_later(self, seconds: float) -> None:
+        time.sleep(seconds)
         self._hang_up()  # a stale shared connection would only time out again
 
     def _hang_up(self) -> None:
@@ -213,10 +219,12 @@ class Outage:
         self._since: float | None = None
         self._next_report_seconds = 0.0
         self._reason = ""
+        self.pause_seconds = _FIRST_PAUSE_SECONDS
 
     def goes_on(self, reason: str) -> bool:
         """Note one failed try; False when the host has been away for too long."""
         self._reason = reason
+        self.pause_seconds = _FIRST_PAUSE_SECONDS if self._since is None else _PAUSE_SECONDS
         if self._since is None:
             self._since, self._next_report_seconds = time.monotonic(), 0.0
         away = time.monotonic() - self._since

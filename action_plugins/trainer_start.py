@@ -53,20 +53,23 @@ class ActionModule(ActionBase):
             return {**result, "changed": True, "msg": "would start the supervisor"}
         if self._connection.has_option("reconnection_retries"):  # ssh would send the launch again, unasked
             self._connection.set_option("reconnection_retries", 0)
-        launches, ended = 0, time.monotonic() + self._args["reconnect_timeout_seconds"]
+        return {**result, **self._start()}
+
+    def _start(self) -> dict[str, Any]:
+        launches, ends_at = 0, time.monotonic() + self._args["reconnect_timeout_seconds"]
         while True:
-            lost = self._launch()
+            launch = self._launch()
             launches += 1
-            if lost.get("failed"):
-                return {**result, **lost}
+            if launch.get("failed"):
+                return launch
             standing = self._wait_for_beginning()
             if standing.get("failed"):
-                return {**result, **standing}
+                return standing
             if standing["begun"]:
                 self._clean_up()
-                return {**result, "changed": True, "launches": launches}
-            if not lost["interrupted"] or time.monotonic() >= ended:
-                return {**result, **_failure(self._args["plan"])}
+                return {"changed": True, "launches": launches}
+            if not launch["interrupted"] or time.monotonic() >= ends_at:
+                return _failure(self._args["plan"])
             display.vv(f"plan {self._args['plan']} was not started before the connection was lost: starting it again")
 
     def _launch(self) -> dict[str, Any]:
@@ -91,7 +94,11 @@ class ActionModule(ActionBase):
             display.vv(f"the launch broke: {failure}")
             return {"interrupted": True}
         if told.get("failed"):
-            return {"failed": True, "msg": f"the supervisor could not be launched: {told.get('msg')}", "trainer_exit_code": 4}
+            return {
+                "failed": True,
+                "msg": f"the supervisor could not be launched: {told.get('msg')}",
+                "trainer_exit_code": 4,
+            }
         return {"interrupted": False}
 
     def _wait_for_beginning(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 HOST_UNFIT = 4
+ANSIBLES_WORDS = re.compile(r"^(Failed to connect to the host via \w+:|Data could not be sent .*over ssh:)")
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,14 @@ class Failure:
 CLASSES = (
     Failure(
         "changed key",
-        r"REMOTE HOST IDENTIFICATION HAS CHANGED|Host key for (?P<where>\S+) has changed",
+        r"(?s)REMOTE HOST IDENTIFICATION HAS CHANGED(?:.*Host key for (?P<where>\S+) has changed)?",
         "the host key{of_where} is not the one that was trusted: this is another machine, one that was set up anew, or "
         "somebody in between; `make trust` shows the old and the new fingerprint and asks before it replaces anything",
         lasts=True,
     ),
-    Failure("revoked key", r"REVOKED HOST KEY", "the host key is marked as revoked in known_hosts; do not log in", True),
+    Failure(
+        "revoked key", r"REVOKED HOST KEY", "the host key is marked as revoked in known_hosts; do not log in", True
+    ),
     Failure(
         "unknown key",
         r"No (?P<type>\S+) host key is known for (?P<where>\S+) and|Host key verification failed|"
@@ -39,7 +42,7 @@ CLASSES = (
     Failure(
         "name",
         r"Could not resolve hostname (?P<where>\S+?):",
-        "the name {where} cannot be resolved; look for a typing error in REMOTE_HOST, and whether this machine is online",
+        "the name {where} cannot be resolved; look for a typing error, and whether this machine is online",
     ),
     Failure(
         "booting",
@@ -62,8 +65,8 @@ CLASSES = (
     Failure(
         "login",
         r"(?P<where>\S+): Permission denied \((?P<methods>[^)]*)\)|Permission denied, please try again",
-        "the host accepts no key and no password of {where_or_user}{methods_hint}; look at REMOTE_USER and REMOTE_PASSWORD "
-        "(or ansible_password, ansible_ssh_private_key_file)",
+        "the host accepts no key and no password of {where_or_user}{methods_hint}; look at REMOTE_USER and "
+        "REMOTE_PASSWORD (or ansible_password, ansible_ssh_private_key_file)",
         lasts=True,
     ),
     Failure(
@@ -89,10 +92,16 @@ CLASSES = (
         lasts=True,
     ),
     Failure(
+        "socket",
+        r"ControlPath too long|path \S+ too long for Unix domain socket",
+        "the path of ssh's socket is too long; name a short folder of your own in ANSIBLE_SSH_CONTROL_PATH_DIR",
+        lasts=True,
+    ),
+    Failure(
         "configuration",
         r"(?P<reason>Bad configuration option: \S+|Bad owner or permissions on \S+|keyword \S+ extra arguments|"
-        r"path \S+ too long for Unix domain socket|unix_listener: cannot bind\b.*)",
-        "ssh of this machine cannot work ({reason}); look at ~/.ssh/config and the length of the home folder's path",
+        r"unix_listener: cannot bind\b.*)",
+        "ssh of this machine cannot work ({reason}); look at ~/.ssh/config",
         lasts=True,
     ),
     Failure(
@@ -118,9 +127,10 @@ def ssh_failure(text: str) -> dict[str, object]:
     `lasts` tells that asking again without a change cannot succeed; an unknown message keeps ssh's last line
     and may pass.
     """
-    last = (str(text).strip().splitlines() or ["ssh gave no reason"])[-1].strip()
+    said = ANSIBLES_WORDS.sub("", str(text)).strip()
+    last = (said.splitlines() or ["ssh gave no reason"])[-1].strip()
     for item in CLASSES:
-        if match := re.search(item.pattern, str(text)):
+        if match := re.search(item.pattern, said):
             sentence = item.sentence.format(**_words(match, last))
             return {"kind": item.kind, "sentence": sentence, "lasts": item.lasts, "exit_code": HOST_UNFIT}
     sentence = f"the host cannot be reached ({last})"

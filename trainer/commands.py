@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -56,11 +57,19 @@ def training_root(root: Path) -> Layout:
 
 
 def submit(arguments: Arguments, root: Path) -> int:
-    answer(arguments, plans.submit(request_from(arguments), training_root(root)))
+    layout = training_root(root)
+    request = request_from(arguments)
+    submitted = plans.submit(request, layout)
+    if submitted["action"] == "none":  # how each stage stands: whoever would watch them need not ask again
+        names = stages.load().ordered(request.get("stages") or stages.load().names)
+        submitted["stages"] = {name: watch.follow(layout, submitted["plan_id"], name, 0, 0.0) for name in names}
+    answer(arguments, submitted)
     return 0
 
 
 def supervise(arguments: Arguments, root: Path) -> int:
+    with contextlib.suppress(PermissionError):  # a group leader already
+        os.setsid()  # whatever ends the process group of what launched us must not end the plan
     return supervisor.supervise(root, arguments.plan)
 
 
