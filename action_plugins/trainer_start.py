@@ -28,6 +28,7 @@ _SPEC: dict[str, dict[str, Any]] = {
 }
 _MARGIN_SECONDS = 3600  # the host ends a plan that takes too long; async must never be the first
 _PAUSE_SECONDS = 1.0
+_HEARD_SECONDS = 15.0  # a launch whose answer was lost has begun after so long, or was never heard
 
 
 class ActionModule(ActionBase):
@@ -62,7 +63,8 @@ class ActionModule(ActionBase):
             launches += 1
             if launch.get("failed"):
                 return launch
-            standing = self._wait_for_beginning()
+            patience = self._args["start_timeout_seconds"]
+            standing = self._wait_for_beginning(min(patience, _HEARD_SECONDS) if launch["interrupted"] else patience)
             if standing.get("failed"):
                 return standing
             if standing["begun"]:
@@ -101,9 +103,9 @@ class ActionModule(ActionBase):
             }
         return {"interrupted": False}
 
-    def _wait_for_beginning(self) -> dict[str, Any]:
+    def _wait_for_beginning(self, seconds: float) -> dict[str, Any]:
         """{"begun": whether the plan is no longer only submitted}; a failure when the host stays away."""
-        deadline = time.monotonic() + self._args["start_timeout_seconds"]
+        deadline = time.monotonic() + seconds
         while True:
             told = self._ask("status", "--plan", self._args["plan"], "--json")
             if told.get("failed"):
