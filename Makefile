@@ -6,15 +6,20 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --constraint requirements/constraints.txt
 # Extra arguments of ansible-playbook: make train ARGS="--tags style -e trainer_hp_num_train_epochs=3"
 ARGS ?=
+# An inventory of ours unless ARGS names one.
+inventory = $(if $(filter -i% --inventory%,$(ARGS)),,-i inventory/$(1).yml)
 
 .DEFAULT_GOAL := help
-.PHONY: help train lab test lint types unit integration tables lock clean
+.PHONY: help train trust lab test lint types unit integration tables lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 train: $(VENV)/.controller ## the whole line on the embedded host
-	@$(BIN)/ansible-playbook playbooks/train_all.yml $(ARGS)
+	@$(BIN)/ansible-playbook $(call inventory,embedded) playbooks/train_all.yml $(ARGS)
+
+trust: $(VENV)/.controller ## show the key of the host REMOTE_HOST, ask, and trust it
+	@$(BIN)/ansible-playbook $(call inventory,remote) playbooks/trust.yml $(ARGS)
 
 lab: $(VENV)/.dev ## a host to play with over SSH, until Ctrl-C (root only)
 	@$(BIN)/python -m tests.lab $(ARGS)

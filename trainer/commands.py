@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -65,7 +66,11 @@ def training_root(root: Path) -> Layout:
 
 def submit(arguments: Arguments, root: Path) -> int:
     layout, request = training_root(root), request_from(arguments)
-    answer(arguments, _submitted(request, layout))
+    submitted = _submitted(request, layout)
+    if submitted["action"] == "none":  # how each stage stands: whoever would watch them need not ask again
+        names = stages.load().ordered(request.get("stages") or stages.load().names)
+        submitted["stages"] = {name: watch.follow(layout, submitted["plan_id"], name, 0, 0.0) for name in names}
+    answer(arguments, submitted)
     return 0
 
 
@@ -94,6 +99,8 @@ def secret(arguments: Arguments, root: Path) -> int:
 
 
 def supervise(arguments: Arguments, root: Path) -> int:
+    with contextlib.suppress(PermissionError):  # a group leader already
+        os.setsid()  # whatever ends the process group of what launched us must not end the plan
     return supervisor.supervise(root, arguments.plan)
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -107,12 +108,10 @@ def submit(host: Host, args: argparse.Namespace) -> dict[str, Any]:
     (host.root / "submitted.jsonl").open("a").write(json.dumps(plan) + "\n")
     if state["running"]:
         return {"plan_id": state["plan"]["plan_id"], "action": "watch", "lines": ["plan: runs"]}
-    state["plan"] = {**plan, "plan_id": f"plan{state['starts']}"}
+    state["plan"] = {**plan, "plan_id": f"plan{state['starts']}", "status": "submitted"}
     todo = [s for s in plan["stages"] if state["stages"].get(s, {}).get("status") != "passed"]
     action = "start" if todo else "none"
     if todo:
-        state["running"] = True
-        state["starts"] += 1
         state["lines"] = {}
         state["stages"] |= {stage: {"status": "pending"} for stage in todo}
     host.write(state)
@@ -120,6 +119,19 @@ def submit(host: Host, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def supervise(host: Host, args: argparse.Namespace) -> dict[str, Any]:
+    with (host.state_file.parent / "launches").open("a") as launches:
+        launches.write("1\n")
+    with (host.state_file.parent / "lock").open("a") as lock:  # held as long as this process lives
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        state = host.state()
+        if state["plan"]["status"] != "submitted" or state["plan"]["plan_id"] != args.plan:
+            raise Refused(7, "not ours to run")
+        state["plan"]["status"], state["running"], state["starts"] = "running", True, state["starts"] + 1
+        host.write(state)
+        return carry_out(host)
+
+
+def carry_out(host: Host) -> dict[str, Any]:
     outcomes, stopped = host.outcomes(), False
     for stage in host.state()["plan"]["stages"]:
         if host.state()["stages"][stage]["status"] == "passed":
@@ -136,6 +148,7 @@ def supervise(host: Host, args: argparse.Namespace) -> dict[str, Any]:
         state["stages"][stage] = closed if stopped else end
         # In one write: whoever sees the last stage ended may submit the next plan.
         state["running"] = any(found["status"] == "pending" for found in state["stages"].values())
+        state["plan"]["status"] = "running" if state["running"] else "ended"
         host.write(state)
         stopped = stopped or (end["exit_code"] != 0 and state["plan"]["gate"] == "strict")
     return {}
