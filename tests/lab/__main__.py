@@ -7,6 +7,7 @@
 
 The hosts' network is not joined to the machine's: no route, address, device or firewall rule of the machine is touched,
 so that nothing can be disturbed or left, and two labs may use the same addresses. `exec` takes a command there instead.
+The inventory also works without it, as molecule needs: it leads Ansible's connections in by itself (connect.py).
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def start(asked: argparse.Namespace, keep: bool) -> tuple[Lab, Path]:
     asked.folder.mkdir(parents=True, exist_ok=True)
     lab = Lab(asked.folder, hosts=asked.hosts, python=asked.python, image=asked.image, keep=keep)
     lab.start()
-    return lab, lab.write_inventory(asked.folder, **PLAY_VARS)
+    return lab, lab.write_inventory(asked.folder, **PLAY_VARS, **lab.way_in())
 
 
 def play(asked: argparse.Namespace) -> None:

@@ -66,7 +66,7 @@ class Disk(Machine):
         return found
 
     def brought_in(self, layer: Path) -> Path:
-        """A layer's copy in the lab, made once: the kernel refuses two layers of which one lies in the other, here /."""
+        """A layer's copy in the lab, made once: the kernel refuses a layer that lies in another one, here in /."""
         name = f"image-{hashlib.sha256(str(layer.resolve()).encode()).hexdigest()[:16]}"
         if not (self.lab.layer / name).exists():
             carry_out(["cp", "-a", str(layer), str(self.lab.layer / name)])

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pwd
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import IO, Any
 
 import yaml
 
+from .connect import INSIDE
 from .controller import Controller
 from .host import Host
 from .layers import mask_machine
@@ -196,7 +198,7 @@ class Lab:
             "PATH": f"{sys.prefix}/bin:{SYSTEM_PATH}", "HOME": str(self.home), "USER": "root", "LOGNAME": "root",
             "SHELL": "/bin/bash", "LANG": "C.UTF-8", "TERM": "xterm", "ANSIBLE_NOCOLOR": "1",
             # Short, whatever the folder: a socket's path has 107 characters at most.
-            "ANSIBLE_SSH_CONTROL_PATH_DIR": "/run/cp",
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": "/run/cp", INSIDE: "1",
         }  # fmt: skip
 
     def controller(
@@ -248,6 +250,15 @@ class Lab:
             for host in hosts or self.hosts
         }  # fmt: skip
         return {"gpu_hosts": {"hosts": rows}}
+
+    def way_in(self) -> dict[str, Any]:
+        """Variables with which an inventory leads into the lab from this machine too, without `exec` (connect.py).
+
+        For those who cannot start in the lab's network, as molecule: what calls ssh by itself does not see them.
+        """
+        connect = f"{sys.executable} -IS {HERE / 'connect.py'} {self.world.pid} %h %p"
+        options = [f"ProxyCommand={connect}", "ProxyUseFdpass=yes", f"UserKnownHostsFile={self.home}/.ssh/known_hosts"]
+        return {"ansible_ssh_common_args": " ".join(f"-o {shlex.quote(option)}" for option in options)}
 
     def write_inventory(self, path: Path, *hosts: Host, **host_vars: Any) -> Path:
         """Write the inventory as YAML, beside the project's group_vars; a folder gets `hosts.yml`. Returns the file."""

@@ -105,7 +105,8 @@ def test_the_provider_s_python_is_whole_and_a_venv_made_from_it_sees_its_package
     assert (prefix, base) == ("/root/miniconda3", "/root/miniconda3")
     assert torch.startswith("/root/miniconda3/lib/python3.11/site-packages/torch/")
     assert "/root/miniconda3/lib" in host.run("/root/miniconda3/bin/pip --version").stdout
-    host.run("/root/miniconda3/bin/python -m venv --system-site-packages /root/autodl-tmp/venv", timeout=120)
+    host.run("/root/miniconda3/bin/python -m venv --without-pip --system-site-packages /root/autodl-tmp/venv")
+    assert host.run("/root/miniconda3/bin/python -m ensurepip --version").stdout.startswith("pip ")
     prefix, base, torch = host.run(f'/root/autodl-tmp/venv/bin/python -c "{where}"').stdout.split()
     assert (prefix, base) == ("/root/autodl-tmp/venv", "/root/miniconda3") and "miniconda3" in torch
     host.run("rm -r /root/autodl-tmp/venv")
@@ -277,7 +278,7 @@ def test_the_kernel_kills_what_exceeds_the_memory_and_nothing_else(world: Lab, b
     assert box.run(memory_hog(64 << 20)).stdout == f"{64 << 20}\n"
     assert box.oom_kills() == 0
     assert box.run(memory_hog(512 << 20), check=False).returncode == 137
-    over_ssh = world.ssh(box, memory_hog(512 << 20))
+    over_ssh = world.ssh(box, f"{memory_hog(512 << 20)}; exit $?")
     assert over_ssh.returncode == 137 and box.oom_kills() == 2
     assert [line for _, line in box.processes()] == ["sleep 300"]
     limits = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null"
@@ -458,6 +459,10 @@ def test_a_lab_outlives_its_command_and_is_found_through_its_folder(standing: Pa
     folder = str(standing)
     assert command("exec", "--folder", folder, "--", "ssh", "box2", "hostname").stdout == "box2\n"
     assert command("exec", "--folder", folder, "--", "sh", "-c", "exit 7").returncode == 7
+    ansible = [f"{sys.prefix}/bin/ansible", "-i", f"{folder}/hosts.yml", "gpu_hosts", "-m", "ansible.builtin.ping"]
+    for inside in ([], [sys.executable, "-m", "tests.lab", "exec", "--folder", folder, "--"]):
+        done = subprocess.run([*inside, *ansible], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+        assert done.stdout.count("ping: pong") == 2, done.stdout + done.stderr
     twice = command("up", "--folder", folder)
     assert twice.returncode == 2 and "already" in twice.stderr
     assert command("down", "--folder", folder).returncode == 0
