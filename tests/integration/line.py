@@ -15,6 +15,7 @@ ANSIBLE_PARTS = [
     "ansible.cfg", "inventory", "playbooks", "action_plugins", "callback_plugins",
     "filter_plugins", "train_all.yml", "roles/trainer", "roles/checkout", "roles/artifacts",
 ]  # fmt: skip
+MISSED = {"status": "missed", "exit_code": 6, "message": "key point coverage 0.71 < 0.90"}
 
 
 class Line:

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.line import Line, error_line
+from tests.integration.line import MISSED, Line, error_line
 
 STAGES = ["sample", "style", "writing", "all"]
-MISSED = {"status": "missed", "exit_code": 6, "message": "key point coverage 0.71 < 0.90"}
 
 
 def test_whole_line_trains_collects_and_closes(
