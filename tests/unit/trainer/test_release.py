@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -173,3 +174,44 @@ def test_a_disk_that_refuses_leaves_the_old_code(host: Host, monkeypatch: pytest
     shutil.rmtree(host.releases / ".incoming-test")
     host.publish("2")
     assert host.text() == "2"
+
+
+class Killed(BaseException):
+    """What no handler catches."""
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_run_that_is_killed_at_any_call_is_completed_by_the_next(
+    host: Host, monkeypatch: pytest.MonkeyPatch, edited: bool
+) -> None:
+    first, second = host.publish("1"), host.publish("2")
+    for limit in range(60):
+        if edited:
+            (host.root / "releases" / second / "trainer" / "a.py").write_text("edited")
+        host.publish("1")
+        left = [limit]
+
+        def counted(real: Any, left: list[int] = left) -> Any:
+            def call(*words: Any, **named: Any) -> Any:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Killed
+                return real(*words, **named)
+
+            return call
+
+        with monkeypatch.context() as patched:
+            for name in ("rename", "replace", "utime", "fsync", "open", "symlink", "mkdir"):
+                patched.setattr(os, name, counted(getattr(os, name)))
+            try:
+                host.publish("2")
+                ended = True
+            except Killed:
+                ended = False
+        assert ended or host.text() in ("1", "2"), "there is always code"
+        shutil.rmtree(host.releases / ".incoming-test", ignore_errors=True)
+        assert host.publish("2") == second and source.check_release(host.root / "code", second)
+        assert first in host.names()
+        if ended:
+            return
+    raise AssertionError("no run came to its end")
