@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from trainer import config, fingerprint, stages
+from trainer import config, fingerprint, source, stages
 from trainer.errors import InputError, Interrupted
 from trainer.process import Locked, boot_id, boot_seconds, is_alive, is_locked, locked
 from trainer.state import SCHEMA, Layout, StateError, append_event, now, read_json, read_stage, write_json
@@ -168,13 +168,15 @@ def check_code(plan: Plan) -> None:
 
 
 def check_source(plan: Plan) -> None:
-    """InputError when the plan names a source and this code is not the release of that source."""
+    """InputError when the plan names a source and this code is not the release of that source, as it was published."""
     here = code_root()
     if plan.source_id and (here.parent.name != "releases" or here.name != plan.source_id):
         raise InputError(
             f"the plan {plan.plan_id} names the source {plan.source_id}, and this code runs from {here}; "
             f"start it from releases/{plan.source_id}, or submit it again with this code"
         )
+    if plan.source_id:
+        source.check_release(here, plan.source_id)
 
 
 def is_running(layout: Layout, record: Mapping[str, Any] | None) -> bool:

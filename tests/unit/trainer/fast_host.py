@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from trainer import process
+from trainer import process, source
 from trainer.state import Layout, read_events, read_stage
 
 REPOSITORY = Path(process.__file__).resolve().parents[1]
@@ -69,9 +69,12 @@ class FastHost:
         self.root.mkdir(parents=True, exist_ok=True)
         self.line = line
         self.layout = Layout(self.root)
-        self.code = folder / "releases" / "0123456789abcdef"
-        shutil.copytree(REPOSITORY / "trainer", self.code / "trainer", ignore=shutil.ignore_patterns("__pycache__"))
-        (self.code / "trainer" / "worker.py").write_text(WORKER, encoding="utf-8")
+        fresh = folder / "releases" / "fresh"
+        shutil.copytree(REPOSITORY / "trainer", fresh / "trainer", ignore=shutil.ignore_patterns("__pycache__"))
+        (fresh / "trainer" / "worker.py").write_text(WORKER, encoding="utf-8")
+        shipped = source.entries(fresh, source.walked_files(fresh))
+        source.write_record(fresh, shipped, commit="")
+        self.code = fresh.rename(fresh.with_name(source.source_id(shipped)))
         self.supervisors: list[subprocess.Popen[str]] = []
         self.environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         self.do("pass")

@@ -297,6 +297,18 @@ def test_a_plan_is_carried_out_by_the_release_that_it_names_only(fast_host: Fast
     assert fast_host.end()[0] == 0
 
 
+def test_a_release_that_somebody_edited_is_not_run(fast_host: FastHost) -> None:
+    table = fast_host.code / "trainer" / "stages.yml"
+    was = table.read_text(encoding="utf-8")
+    table.write_text(was + "# edited on the host\n", encoding="utf-8")
+    fast_host.start("sample", source_id=fast_host.code.name)
+    code, words = fast_host.end()
+    assert code == 2 and "trainer/stages.yml" in words
+    table.write_text(was, encoding="utf-8")
+    fast_host.start("sample", source_id=fast_host.code.name)
+    assert fast_host.end()[0] == 0
+
+
 # Environments
 
 
