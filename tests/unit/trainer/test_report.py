@@ -88,7 +88,7 @@ def columns(line: str) -> int:
 
 
 def test_the_gate_comes_first_with_targets_values_n_and_interval() -> None:
-    text = reports.reports.render_eval_report(make_report())
+    text = reports.render_eval_report(make_report())
     assert text.index("## Gate: missed (strict)") < text.index("## Scores")
     assert "| trained | key point coverage | 0.900 | 0.710 | 28 | 0.610 to 1.000 | no |" in text
     assert "| trained | format compliance | 0.950 | 1.000 | 28 | 0.900 to 1.000 | yes |" in text
@@ -102,7 +102,7 @@ def test_held_out_scores_stand_beside_and_are_not_called_trained() -> None:
     text = reports.render_eval_report(report)
     assert "## Gate: passed (strict)" in text
     assert "not of generalisation" not in text
-    both = reports.reports.render_eval_report(make_report())
+    both = reports.render_eval_report(make_report())
     assert "| metric | trained | style (held-out) |" in both
 
 
@@ -128,7 +128,7 @@ def test_the_verdict_names_what_the_mode_makes_of_it(mode: str, passed: bool, wo
 
 
 def test_every_failed_row_is_named_and_no_good_one() -> None:
-    text = reports.reports.render_eval_report(make_report())
+    text = reports.render_eval_report(make_report())
     failed = text[text.index("## Rows that missed") : text.index("## Training")]
     assert failed.count("| s-2 |") == 2
     assert "key point: ε₀; section missing: \\### 检查" not in failed
@@ -139,23 +139,23 @@ def test_every_failed_row_is_named_and_no_good_one() -> None:
 
 
 def test_lift_shows_value_base_and_difference() -> None:
-    text = reports.reports.render_eval_report(make_report())
+    text = reports.render_eval_report(make_report())
     assert "| key point coverage | 28 | 0.710 | 0.100 | +0.610 |" in text
     alone = evaluation("trained", "trained", 0.71, base=None)
-    assert "The base model was not scored" in reports.reports.render_eval_report(make_report(evaluations=[alone]))
+    assert "The base model was not scored" in reports.render_eval_report(make_report(evaluations=[alone]))
 
 
 def test_leakage_warnings_stand_at_the_score() -> None:
     leaky = evaluation("style", "held_out", 0.9, warnings=["leakage: row b-1 is training row s-1"])
-    text = reports.reports.render_eval_report(make_report(evaluations=[leaky]))
+    text = reports.render_eval_report(make_report(evaluations=[leaky]))
     scores = text[text.index("## Scores") : text.index("## Lift")]
     assert "leakage: row b-1 is training row s-1" in scores
     assert "style (held-out) (see warning)" in scores
-    assert "see warning" not in reports.reports.render_eval_report(make_report())
+    assert "see warning" not in reports.render_eval_report(make_report())
 
 
 def test_parameters_that_differ_come_before_defaults() -> None:
-    text = reports.reports.render_eval_report(make_report())
+    text = reports.render_eval_report(make_report())
     assert text.index("| learning_rate | 0.003 | profile embedded |") < text.index("| seed | 7 | default |")
 
 
