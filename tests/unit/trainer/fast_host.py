@@ -19,7 +19,7 @@ from trainer import process
 from trainer.state import Layout, read_events, read_stage
 
 REPOSITORY = Path(process.__file__).resolve().parents[1]
-DEADLINE_SECONDS = 60.0  # generous: the machine is shared
+DEADLINE_SECONDS = 40.0  # generous: the machine is shared
 # In the place of trainer/worker.py: carries out <root>/do.py for each job.
 WORKER = """
 import json, os, signal, subprocess, sys, time
@@ -144,6 +144,10 @@ class FastHost:
 
     def wait_for_event(self, kind: str, count: int = 1) -> dict[str, Any]:
         return dict(self.wait_for(lambda: len(self.events(kind)) >= count and self.events(kind)[count - 1]))
+
+    def wait_for_training(self) -> None:
+        """Until the state file says so, which is written behind the event."""
+        self.wait_for(lambda: self.layout.stage("sample").exists() and self.state()["phase"] == "training")
 
     def wait_for_file(self, name: str) -> str:
         path = self.root / name
