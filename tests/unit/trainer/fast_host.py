@@ -39,7 +39,7 @@ def main(root, descriptor):
         folder = Path(job["folder"])
         (folder / "adapter_config.json").write_text("{}")
         (folder / "adapter_model.safetensors").write_text(job["fingerprint"]["training"])
-        gate = {"mode": job["gate"], "passed": True, "reasons": []}
+        gate = {"mode": job["gate"], "passed": True, "reasons": [], "questions": "trained"}
         mark = {**job["fingerprint"], "adapter": fingerprint.of_adapter(folder)}
         result = {"gate": gate, "fingerprint": mark}
         write_json(folder / f"eval_report_{job['stage']}.json", {"schema": 1, "plan_id": job["plan_id"], **result})
