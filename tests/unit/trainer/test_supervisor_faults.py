@@ -347,3 +347,55 @@ def test_checkpoints_are_told_and_removed_when_the_adapter_is_in_its_place(fast_
     assert not kept.exists() and (fast_host.layout.checkpoints / "style").is_dir()
     watched = fast_host.call("watch", "--plan", plan_id, "--stage", "sample", "--json")
     assert "sample  resumed from step 40 (passed over: step-60 (no manifest))" in json.loads(watched.stdout)["lines"]
+
+
+# Disk and memory, where this machine lets us make small ones
+
+
+def mounted(folder: Path, options: str) -> Any:
+    """A small disk at a folder; skipped where we may not mount."""
+    folder.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("a small disk needs root and the right to mount")
+
+
+@pytest.mark.parametrize(("options", "fill"), [
+    ("size=3m", "open(root / 'filler', 'wb').write(b'x' * (8 << 20))"),
+    ("size=8m,nr_inodes=90", "[open(root / f'filler-{number}', 'wb') for number in range(200)]"),
+])  # fmt: skip
+def test_a_disk_that_fills_up_leaves_a_true_state(fast_host: FastHost, options: str, fill: str) -> None:
+    fast_host.line.layout.root.mkdir(exist_ok=True)
+    mounted(fast_host.root, options)
+    try:
+        fast_host.do(f"try: {fill}\nexcept OSError: pass\nfor step in range(9): report('note', text=str(step))\n"
+                     "raise OSError(28, 'No space left on device')")  # fmt: skip
+        fast_host.start("sample", "style")
+        assert fast_host.end()[0] == 5
+        message = fast_host.state()["message"]
+        assert fast_host.outcomes() == {"sample": ("failed", 5), "style": ("closed", 3)}
+        assert "the disk is full: " in message and "inodes free" in message and str(fast_host.root) in message
+        assert fast_host.status()["message"] == message and fast_host.plan()["status"] == "ended"
+    finally:
+        subprocess.run(["umount", "-l", str(fast_host.root)], check=True)
+
+
+def test_a_worker_that_the_kernel_kills_for_memory_is_told_so(fast_host: FastHost) -> None:
+    group = Path("/sys/fs/cgroup/memory") / f"stagegate-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(160 << 20), encoding="ascii")
+    except OSError:
+        pytest.skip("a memory limit needs root and cgroups of version 1")
+    try:
+        fast_host.do("x = bytearray(600 << 20)")
+        plan_id = fast_host.submit("sample")
+        fast_host.supervise(plan_id, preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())))
+        assert fast_host.end()[0] == 7
+        assert "killed by the kernel for memory (limit 160 MiB)" in fast_host.state()["message"]
+        issues = (fast_host.layout.logs / "issues.jsonl").read_text(encoding="utf-8")
+        assert "memory" in json.loads(issues.splitlines()[0])["cause"]
+    finally:
+        fast_host.close()
+        fast_host.wait_for(lambda: not (group / "cgroup.procs").read_text(encoding="ascii"))
+        group.rmdir()
