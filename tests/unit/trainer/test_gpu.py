@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def test_a_host_without_the_command_tells_nothing(tmp_path: Path, monkeypatch: p
 
 
 def test_a_driver_that_hangs_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = tmp_path / "asked"
+    asked, path = tmp_path / "asked", os.environ["PATH"]
     put_command(tmp_path, monkeypatch, f"echo x >> '{asked}'\nexec {shutil.which('sleep')} 30")
     monkeypatch.setattr(gpu, "WAIT_SECONDS", 0.5)
     hanging: list[Any] = []
@@ -69,5 +70,6 @@ def test_a_driver_that_hangs_is_waited_for_once(tmp_path: Path, monkeypatch: pyt
     hanging[0][1].wait(10)
     monkeypatch.setattr(gpu, "SILENCE_SECONDS", 0.0)
     monkeypatch.setattr(gpu, "WAIT_SECONDS", 20.0)
+    monkeypatch.setenv("PATH", path)
     put_command(tmp_path, monkeypatch, "echo '97, 21811, 24576'")
     assert gpu_load()["gpu_percent"] == 97
