@@ -16,6 +16,7 @@ from typing import Any
 
 from trainer import credentials
 from trainer.errors import Interrupted
+from trainer.fingerprint import of_value
 from trainer.plan import Plan
 from trainer.state import (
     SCHEMA,
@@ -24,6 +25,7 @@ from trainer.state import (
     append_record,
     new_event,
     now,
+    read_json,
     read_stage,
     standing_result,
     write_json,
@@ -47,7 +49,7 @@ class Ledger:
         self.states: dict[str, dict[str, Any]] = {}  # of the stages that this ledger has written
         self.events_due: deque[dict[str, Any]] = deque()
         self.files_due: dict[str, dict[str, Any]] = {}
-        self.stamps: dict[str, tuple[int, ...]] = {}  # of the files as they were written
+        self.written: dict[str, str] = {}  # the hashes of the values in the files
         self.mended_at = 0.0
         self.problem: OSError | None = None
         self.patience_is_over = False
@@ -95,7 +97,7 @@ class Ledger:
             **blank, "schema": SCHEMA, "stage": name, "plan_id": self.plan.plan_id, "attempt": 0, "exit_code": 0,
             "message": "", "phase": "", "superseded": standing_result(known), **fields,
         }  # fmt: skip
-        self.trouble = ""
+        self.trouble = self.trouble if self.problem else ""
         self.set_stage("stage started", name, **record)
         if self.problem and fields.get("status") == "running":
             raise self.problem
@@ -176,8 +178,7 @@ class Ledger:
         if path.is_dir():  # whoever put it there may want it back
             path.rename(path.with_name(f"{path.name}.moved-{datetime.now(timezone.utc):%Y%m%dT%H%M%S%f}"))
         write_json(path, self.files_due[name])
-        del self.files_due[name]
-        self.stamps[name] = _stamp(path)
+        self.written[name] = of_value(self.files_due.pop(name))
 
     def path(self, name: str) -> Path:
         return self.layout.stage(name) if name else self.layout.plan
@@ -198,7 +199,7 @@ class Ledger:
         if time.monotonic() - self.mended_at < MEND_SECONDS:
             return
         self.mended_at = time.monotonic()
-        hurt = [name for name, stamp in self.stamps.items() if _stamp(self.path(name)) != stamp]
+        hurt = [name for name, known in self.written.items() if _hash_in(self.path(name)) != known]
         for name in hurt:
             self.files_due[name] = self.states[name] if name else self.record
             self.event("file mended", text=f"{self.path(name).name} was changed by somebody else and is written again")
@@ -229,12 +230,12 @@ class Ledger:
         return found
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
+def _hash_in(path: Path) -> str:
+    """The hash of the value in a state file, empty when it holds none."""
     try:
-        found = path.stat()
-    except OSError:
-        return ()
-    return found.st_ino, found.st_size, found.st_mtime_ns
+        return of_value(read_json(path))
+    except (OSError, StateError):
+        return ""
 
 
 def room(layout: Layout, problem: OSError, path: Path) -> str:

@@ -89,6 +89,8 @@ class Notes:
 
 def record_issues(ledger: Ledger, issues: list[diagnose.Issue]) -> None:
     """Append issues to their files; what hinders that must not hinder the stage's end."""
+    if not ledger.layout.root.is_dir():  # removed: it is not made again for them
+        return
     try:
         diagnose.append_issues(ledger.layout.logs, issues)
     except Exception as problem:  # a full disk, or templates that were removed with the code

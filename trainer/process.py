@@ -250,13 +250,13 @@ def terminate(who: Identity) -> None:
     send(who, signal.SIGCONT)
 
 
-def end_all(find: Callable[[], list[Identity]], grace_seconds: float, kill_seconds: float = KILL_SECONDS) -> Ended:
+def end_all(find: Callable[[], list[Identity]], grace_seconds: float) -> Ended:
     """TERM what `find` finds, wait, then KILL what is left and whatever it started meanwhile; see that it is gone."""
     asked: set[tuple[int, str]] = set()
     deadline = time.monotonic() + grace_seconds
     while alive := find():
         late = time.monotonic() - deadline
-        if late >= kill_seconds:
+        if late >= KILL_SECONDS:
             break
         for who in alive:
             known = (who["pid"], who["start_time"])

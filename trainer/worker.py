@@ -6,6 +6,7 @@ writes states. Standard output and error belong to the stage's log. Torch is imp
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -64,13 +65,15 @@ class Worker:
             try:
                 result = self.carry_out(job)
             except Exception as problem:  # reported with its kind; the traceback stands in the log
-                traceback.print_exc()
+                with contextlib.suppress(OSError):  # the disk of the log may be what failed
+                    traceback.print_exc()
                 kind = type(problem).__name__
                 sentence = str(problem).strip().splitlines()[0] if str(problem).strip() else kind
                 if not isinstance(problem, TrainerError):
                     sentence = f"{kind}: {sentence}"
                 lines = problem.lines if isinstance(problem, TrainerError) else []
-                print("\n".join(lines), file=sys.stderr, flush=True)
+                with contextlib.suppress(OSError):
+                    print("\n".join(lines), file=sys.stderr, flush=True)
                 self.report("failed", kind=kind, message=sentence)
                 return 1
             self.report("finished", result=result)

@@ -193,3 +193,63 @@ def test_a_plan_of_other_code_is_not_carried_out(line: Any) -> None:
     plan.check_code(found)
     with pytest.raises(InputError, match="was made with the code 0123.*; submit the plan again"):
         plan.check_code(plan.Plan(**{**found.__dict__, "code_hash": "0123"}))
+
+
+# --- time and place -------------------------------------------------------------------------------------------------
+
+
+def test_how_long_a_plan_may_run_does_not_make_it_another_plan(line: Any) -> None:
+    first, other = line.plan("style"), line.plan("style", plan_timeout_seconds="60")
+    assert (first.plan_timeout_seconds, other.plan_timeout_seconds) == (259200, 60)
+    assert first.content() == other.content() and first.covers(other) and other.covers(first)
+    line.submit("sample", plan_timeout_seconds=60)
+    assert plan.read_plan(line.layout).plan_timeout_seconds == 60  # type: ignore[union-attr]
+    with process.locked(line.layout.lock):
+        answer = line.submit("sample")
+    assert answer["action"] == "watch" and answer["lines"][1] == "its plan_timeout_seconds stays 60"
+
+
+@pytest.mark.parametrize("value", [0, -1, "x", 1.5, True, [1]])
+def test_a_time_limit_that_is_no_number_of_seconds_is_refused(value: Any) -> None:
+    with pytest.raises(InputError, match="plan_timeout_seconds is .*; give a whole number of seconds, at least 1"):
+        plan.from_request({"plan_timeout_seconds": value})
+    assert plan.from_request({"plan_timeout_seconds": 1}).plan_timeout_seconds == 1
+
+
+def test_the_file_of_an_earlier_version_is_read_with_the_default(line: Any) -> None:
+    record = line.record_plan("sample")
+    del record["plan_timeout_seconds"]
+    write_json(line.layout.plan, record)
+    assert plan.read_plan(line.layout).plan_timeout_seconds == plan.PLAN_TIMEOUT_SECONDS  # type: ignore[union-attr]
+
+
+def test_a_plan_that_was_submitted_a_moment_ago_is_answered_again(line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = line.submit("sample", "style")
+    monkeypatch.setattr(plan, "now", lambda: "2001-01-01T00:00:00.000+00:00")  # clocks do not matter
+    again = line.submit("sample")
+    assert (again["plan_id"], again["action"]) == (first["plan_id"], "start"), "whoever starts it first carries it out"
+    other = line.submit("style", gate="warn", skip_sample=True)
+    assert other["plan_id"] != first["plan_id"]
+    monkeypatch.setattr(plan, "START_SECONDS", -1.0)
+    assert line.submit("style", gate="warn", skip_sample=True)["action"] == "start"
+    assert plan.read_record(line.layout)["created_at"].startswith("2001"), "written anew"  # type: ignore[index]
+
+
+def test_the_age_of_a_plan_is_of_no_clock_that_somebody_sets(line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    line.submit("sample")
+    record = plan.read_record(line.layout)
+    assert record is not None and 0 <= plan.age_seconds(record) < 60
+    assert plan.age_seconds({**record, "created_at": "1999-01-01T00:00:00+00:00"}) < 60
+    monkeypatch.setattr(plan, "boot_id", lambda: "another boot")
+    assert plan.age_seconds(record) == float("inf")
+
+
+def test_a_source_is_that_of_the_release_or_none(line: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plan.check_source(line.plan("sample"))
+    monkeypatch.setattr(plan, "code_root", lambda: tmp_path / "releases" / "0123")
+    plan.check_source(line.plan("sample", source_id="0123"))
+    with pytest.raises(InputError, match="names the source 0124, and this code runs from .*releases/0123; start it"):
+        plan.check_source(line.plan("sample", source_id="0124"))
+    monkeypatch.setattr(plan, "code_root", lambda: tmp_path / "0123")
+    with pytest.raises(InputError, match="start it from releases/0123"):
+        plan.check_source(line.plan("sample", source_id="0123"))

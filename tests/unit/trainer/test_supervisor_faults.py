@@ -27,7 +27,7 @@ def is_gone(who: dict[str, Any], host: FastHost) -> bool:
 
 
 def test_the_plans_time_holds_over_all_stages_and_closes_the_later_ones(fast_host: FastHost) -> None:
-    fast_host.do(f"if job['stage'] == 'style':\n    while True: time.sleep(0.05)\ntime.sleep(0.2)\n#{ENDLESS[:0]}")
+    fast_host.do("if job['stage'] == 'style':\n    while True: time.sleep(0.05)\ntime.sleep(0.2)")
     plan_id = fast_host.submit("sample", "style", "writing", plan_timeout_seconds=3)
     fast_host.supervise(plan_id)
     assert fast_host.end()[0] == 5
@@ -139,7 +139,7 @@ def test_two_supervisors_at_once_are_one(fast_host: FastHost) -> None:
 def test_a_stopped_supervisor_is_said_to_be_stopped_and_can_be_cancelled(fast_host: FastHost) -> None:
     fast_host.do(ENDLESS)
     supervisor = fast_host.start("sample")
-    fast_host.wait_for_event("phase")
+    fast_host.wait_for_training()
     supervisor.send_signal(signal.SIGSTOP)
     status = fast_host.status()
     assert status["running"] and f"its supervisor (pid {supervisor.pid}) was stopped by a signal" in status["message"]
@@ -150,7 +150,7 @@ def test_a_stopped_supervisor_is_said_to_be_stopped_and_can_be_cancelled(fast_ho
 def test_a_closed_terminal_does_not_end_the_plan(fast_host: FastHost) -> None:
     fast_host.do("time.sleep(1)")
     supervisor = fast_host.start("sample")
-    fast_host.wait_for_event("phase")
+    fast_host.wait_for_training()
     supervisor.send_signal(signal.SIGHUP)
     assert fast_host.end()[0] == 0
 
@@ -182,7 +182,7 @@ def test_state_files_that_are_damaged_under_a_running_plan_are_written_again(fas
     fast_host.do("while not (root / 'go').exists(): time.sleep(0.05)")
     plan_id = fast_host.submit("sample")
     fast_host.supervise(plan_id)
-    fast_host.wait_for_event("phase")
+    fast_host.wait_for_training()
     damage(fast_host, how)
     fast_host.wait_for_event("file mended", 2)
     watched = fast_host.call("watch", "--plan", plan_id, "--stage", "sample", "--wait-seconds", "0", "--json")
@@ -196,7 +196,7 @@ def test_state_files_that_are_damaged_under_a_running_plan_are_written_again(fas
 def test_a_plan_whose_file_cannot_be_read_can_be_cancelled(fast_host: FastHost) -> None:
     fast_host.do(ENDLESS)
     supervisor = fast_host.start("sample")
-    fast_host.wait_for_event("phase")
+    fast_host.wait_for_training()
     supervisor.send_signal(signal.SIGSTOP)  # so that it does not mend it
     whole = fast_host.layout.plan.read_bytes()
     os.truncate(fast_host.layout.plan, 20)
@@ -212,7 +212,7 @@ def test_an_event_log_that_is_removed_or_cut_goes_on(fast_host: FastHost) -> Non
     fast_host.do("while not (root / 'go').exists(): time.sleep(0.05)\nreport('note', text='last')")
     plan_id = fast_host.submit("sample")
     fast_host.supervise(plan_id)
-    fast_host.wait_for_event("phase")
+    fast_host.wait_for_training()
     cursor = fast_host.layout.events.stat().st_size
     os.truncate(fast_host.layout.events, 30)
     (fast_host.root / "go").touch()
@@ -226,7 +226,7 @@ def test_a_lock_that_is_deleted_does_not_let_another_in(fast_host: FastHost) -> 
     fast_host.do(ENDLESS)
     supervisor = fast_host.start("sample")
     plan_id = fast_host.plan()["plan_id"]
-    fast_host.wait_for_event("phase")
+    fast_host.wait_for_training()
     supervisor.send_signal(signal.SIGSTOP)  # so that it does not notice
     fast_host.layout.lock.unlink()
     assert fast_host.status()["running"], "its supervisor lives, lock or not"
@@ -242,7 +242,7 @@ def test_a_lock_that_is_deleted_does_not_let_another_in(fast_host: FastHost) -> 
 def test_a_project_that_is_moved_ends_and_says_so_in_its_new_place(fast_host: FastHost) -> None:
     fast_host.do(ENDLESS)
     fast_host.start("sample")
-    fast_host.wait_for_event("phase")
+    fast_host.wait_for_training()
     marker = fast_host.plan()["marker"]
     new = fast_host.root.with_name("moved")
     fast_host.root.rename(new)
@@ -256,7 +256,7 @@ def test_a_project_that_is_moved_ends_and_says_so_in_its_new_place(fast_host: Fa
 def test_a_project_that_is_removed_ends_its_processes(fast_host: FastHost) -> None:
     fast_host.do(ENDLESS)
     fast_host.start("sample")
-    fast_host.wait_for_event("phase")
+    fast_host.wait_for_training()
     marker = fast_host.plan()["marker"]
     shutil.rmtree(fast_host.root)
     assert fast_host.end()[0] == 7
@@ -359,3 +359,55 @@ def test_checkpoints_are_told_and_removed_when_the_adapter_is_in_its_place(fast_
     assert not kept.exists() and (fast_host.layout.checkpoints / "style").is_dir()
     watched = fast_host.call("watch", "--plan", plan_id, "--stage", "sample", "--json")
     assert "sample  resumed from step 40 (passed over: step-60 (no manifest))" in json.loads(watched.stdout)["lines"]
+
+
+# Disk and memory, where this machine lets us make small ones
+
+
+def mounted(folder: Path, options: str) -> Any:
+    """A small disk at a folder; skipped where we may not mount."""
+    folder.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("a small disk needs root and the right to mount")
+
+
+@pytest.mark.parametrize(("options", "fill"), [
+    ("size=3m", "open(root / 'filler', 'wb').write(b'x' * (8 << 20))"),
+    ("size=8m,nr_inodes=90", "[open(root / f'filler-{number}', 'wb') for number in range(200)]"),
+])  # fmt: skip
+def test_a_disk_that_fills_up_leaves_a_true_state(fast_host: FastHost, options: str, fill: str) -> None:
+    fast_host.line.layout.root.mkdir(exist_ok=True)
+    mounted(fast_host.root, options)
+    try:
+        fast_host.do(f"try: {fill}\nexcept OSError: pass\nfor step in range(9): report('note', text=str(step))\n"
+                     "raise OSError(28, 'No space left on device')")  # fmt: skip
+        fast_host.start("sample", "style")
+        assert fast_host.end()[0] == 5
+        message = fast_host.state()["message"]
+        assert fast_host.outcomes() == {"sample": ("failed", 5), "style": ("closed", 3)}
+        assert "the disk is full: " in message and "inodes free" in message and str(fast_host.root) in message
+        assert fast_host.status()["message"] == message and fast_host.plan()["status"] == "ended"
+    finally:
+        subprocess.run(["umount", "-l", str(fast_host.root)], check=True)
+
+
+def test_a_worker_that_the_kernel_kills_for_memory_is_told_so(fast_host: FastHost) -> None:
+    group = Path("/sys/fs/cgroup/memory") / f"stagegate-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(160 << 20), encoding="ascii")
+    except OSError:
+        pytest.skip("a memory limit needs root and cgroups of version 1")
+    try:
+        fast_host.do("x = bytearray(600 << 20)")
+        plan_id = fast_host.submit("sample")
+        fast_host.supervise(plan_id, preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())))
+        assert fast_host.end()[0] == 7
+        assert "killed by the kernel for memory (limit 160 MiB)" in fast_host.state()["message"]
+        issues = (fast_host.layout.logs / "issues.jsonl").read_text(encoding="utf-8")
+        assert "memory" in json.loads(issues.splitlines()[0])["cause"]
+    finally:
+        fast_host.close()
+        fast_host.wait_for(lambda: not (group / "cgroup.procs").read_text(encoding="ascii"))
+        group.rmdir()
