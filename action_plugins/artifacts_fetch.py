@@ -40,6 +40,7 @@ _SPEC: dict[str, dict[str, Any]] = {
 }
 _LEAST_LIMIT_BYTES = 16 << 20  # ssh's own small files (shared memory, known_hosts) fall under the limit, too
 _FRUITLESS_CUTS = 5
+_CUTS_UNTIL_SCP = 2
 _RETRY_SECONDS = 5.0
 Message = dict[str, Any]
 
@@ -179,7 +180,8 @@ class ActionModule(ActionBase):
                 return {"ok": False, "lost": False, "reason": _last(failure)}
             reason = "it stood still"
         self._cuts = 0 if os.path.exists(target) and os.path.getsize(target) else self._cuts + 1
-        if "subsystem request failed" in reason and self._use_scp():
+        # Over a shared connection, a host without sftp looks like one whose line drops at once.
+        if ("subsystem request failed" in reason or self._cuts >= _CUTS_UNTIL_SCP) and self._use_scp():
             return {"ok": False, "lost": True}
         if self._cuts >= _FRUITLESS_CUTS:
             return {"ok": False, "lost": False, "reason": f"the transfer broke off {self._cuts} times: {reason}"}
@@ -194,7 +196,8 @@ class ActionModule(ActionBase):
 
     def _use_scp(self) -> bool:
         """For hosts without sftp; False when that is tried already."""
-        if self._connection.get_option("ssh_transfer_method") == "scp":
+        has_methods = self._connection.has_option("ssh_transfer_method")
+        if not has_methods or self._connection.get_option("ssh_transfer_method") == "scp":
             return False
         self._connection.set_option("ssh_transfer_method", "scp")
         extra = self._connection.get_option("scp_extra_args") or ""
@@ -203,7 +206,7 @@ class ActionModule(ActionBase):
 
     def _failure(self, code: int, stderr: str) -> Message:
         """The result when the other side ended with an error; findings are printed."""
-        lines = [line for line in stderr.splitlines() if line.strip()] or [f"collect ended with code {code}"]
+        lines = [line for line in stderr.splitlines() if line.strip()] or ["it wrote nothing to stderr"]
         if not lines[-1].startswith("error: "):
             return _result(5, f"collect ended with code {code}: {lines[-1]}")
         self._say(lines[:-1])

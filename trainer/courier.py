@@ -120,6 +120,7 @@ class Progress:
         self._say = say
         self._total = total_bytes
         self._done = self._before = 0
+        self._shown = -1
         self._start = self._next = time.monotonic()
         self._next += _REPORT_SECONDS
 
@@ -137,6 +138,9 @@ class Progress:
         if now < self._next or self._total < _SHOWN_BYTES:
             return
         self._next = now + _REPORT_SECONDS
+        if self._shown == self._done + under_way_bytes:  # it stands still: said once is enough
+            return
+        self._shown = self._done + under_way_bytes
         come = (self._done + under_way_bytes) / (1 << 20)
         done, rate = come + self._before / (1 << 20), come / (now - self._start)
         self._say([f"collect: {done:,.0f} of {self._total / (1 << 20):,.0f} MiB, {rate:,.0f} MiB/s"])

@@ -135,12 +135,17 @@ def test_transfers_that_break_off_at_once_are_not_tried_for_ever(tmp_path: Path)
     assert action._fetch("/there", str(tmp_path / "x"), 100)["lost"], "one that moved counts anew"
 
 
-def test_a_host_without_sftp_is_reached_by_the_old_scp(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "failures", [[AnsibleConnectionFailure("subsystem request failed on channel 0\n")], [LOST, LOST]]
+)
+def test_a_host_without_sftp_is_reached_by_the_old_scp(tmp_path: Path, failures: list[Exception]) -> None:
     action = Scripted()
-    action._connection.outcomes = [AnsibleConnectionFailure("subsystem request failed on channel 0\n")]
-    assert action._fetch("/there", str(tmp_path / "x"), 100)["lost"]
+    action._connection.outcomes = list(failures)
+    for _ in failures:
+        assert action._fetch("/there", str(tmp_path / "x"), 100)["lost"]
     assert action._fetch("/there", str(tmp_path / "x"), 100)["ok"]
-    assert (action._connection.seen[1]["ssh_transfer_method"], action._connection.seen[1]["scp_extra_args"]) == (
+    assert [seen["ssh_transfer_method"] for seen in action._connection.seen[:-1]] == ["sftp"] * len(failures)
+    assert (action._connection.seen[-1]["ssh_transfer_method"], action._connection.seen[-1]["scp_extra_args"]) == (
         "scp", "-O",
     )  # fmt: skip
 
@@ -238,7 +243,7 @@ print(json.dumps({{"answer": {{"ran": ask({{"run": ["export"]}}), "fetched": fet
     [
         ("print('row 1', file=sys.stderr); print('error: 1 bad row', file=sys.stderr); sys.exit(7)", 7, "1 bad row"),
         ("raise KeyError('x')", 5, "collect ended with code 1: KeyError: 'x'"),
-        ("sys.exit(3)", 5, "collect ended with code 3: collect ended with code 3"),
+        ("sys.exit(3)", 5, "collect ended with code 3: it wrote nothing to stderr"),
     ],
 )
 def test_an_error_of_the_other_side_becomes_the_result(tmp_path: Path, text: str, code: int, message: str) -> None:
