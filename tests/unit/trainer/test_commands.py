@@ -248,7 +248,7 @@ def test_status_of_a_running_plan_and_of_one_that_was_lost(call: Call, line: Any
         assert found["running"] and found["message"] == f"plan {plan_id} is running"
     found = answer_of(call("status", "--json"))
     assert not found["running"] and found["plan"]["status"] == "ended"
-    assert found["stages"]["sample"]["status"] == "closed" and found["exit_code"] == 3
+    assert found["stages"]["sample"]["status"] == "lost" and found["exit_code"] == 7
 
 
 def test_cancel_answers_with_what_was_done(call: Call, line: Any) -> None:
