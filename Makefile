@@ -8,13 +8,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint types unit integration tables lock clean
+.PHONY: help train lab test lint types unit integration tables lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 train: $(VENV)/.controller ## the whole line on the embedded host
 	@$(BIN)/ansible-playbook playbooks/train_all.yml $(ARGS)
+
+lab: $(VENV)/.dev ## a host to play with over SSH, until Ctrl-C (root only)
+	@$(BIN)/python -m tests.lab $(ARGS)
 
 test: lint types unit integration ## everything that CI runs
 
