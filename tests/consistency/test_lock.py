@@ -54,6 +54,11 @@ def test_no_requirement_file_names_an_index() -> None:
             assert not re.search(r"https?://|--(?:extra-)?index-url|--find-links", text), path.name
 
 
+def test_the_role_installs_the_pinned_torch() -> None:
+    defaults = yaml.safe_load((ROOT / "roles" / "gpu_host" / "defaults" / "main.yml").read_text(encoding="utf-8"))
+    assert defaults["gpu_host_torch_requirement"] == f"torch=={pins('trainer.txt')['torch']}"
+
+
 def test_the_cuda_that_the_role_presumes_is_that_of_the_pinned_torch() -> None:
     defaults = yaml.safe_load((ROOT / "roles" / "gpu_host" / "defaults" / "main.yml").read_text(encoding="utf-8"))
     presumed = re.findall(r"gpu_host_index_cuda\('([\d.]+)'\)", defaults["gpu_host_torch_cuda"])

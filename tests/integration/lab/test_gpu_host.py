@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.lab import Host, Lab
 
 REPOSITORY = Path(__file__).resolve().parents[3]
