@@ -17,7 +17,7 @@ PYTHON_TEXT_LIMIT = 2000
 NO_LIMIT_BYTES = 1 << 62
 KIB_PER_MIB = 1024
 MIB = 1 << 20
-DATA_DISK = re.compile(r"disk\.(data\d+)\.asked")
+DATA_DISK = re.compile(r"disk\.(data\d+)\.listed")
 DF_NUMBERS = re.compile(r"\s(-?\d+|-)\s+(-?\d+|-)\s+(-?\d+|-)\s+(-|\d+%)\s+(/.*)$")
 CUDA_IN_HEADER = re.compile(r"CUDA(?: UMD)? Version:\s*(\d+\.\d+)")
 MODULE_VERSION = re.compile(r"\s(\d{3}\.\d+(?:\.\d+)?)\s")
@@ -42,7 +42,11 @@ def gpu_host_facts(probe_stdout: str) -> dict[str, Any]:
         "gpu": _gpu(answer),
         "memory": _memory(answer),
         "disks": {name: _disk(answer, name) for name in ("project_root", "venv", "system")},
-        "data_disks": [_disk(answer, match[1]) for key in answer if (match := DATA_DISK.fullmatch(key))],
+        "data_disks": [
+            {**_disk(answer, match[1]), "listed": _one(answer, key)}
+            for key in answer
+            if (match := DATA_DISK.fullmatch(key))
+        ],
         "provider": {
             "markers": answer.get("provider.marker", []),
             "variables": answer.get("provider.variable", []),

@@ -19,7 +19,11 @@ def gpu_host_provider(facts: Data, providers: list[Data], name: str = "auto") ->
     Raises ValueError when the table has no such name.
     """
     row = _row(facts["provider"], providers, name)
-    mounted = [disk for disk in facts["data_disks"] if _is_data_disk(disk, facts) and _listed(disk["path"], row)]
+    mounted = [
+        disk
+        for disk in facts["data_disks"]
+        if _is_data_disk(disk, facts) and disk["listed"] in row.get("data_disks", [])
+    ]
     there = set(facts["provider"]["markers"])
     return {
         "name": row["name"],
@@ -53,12 +57,6 @@ def _row(found: Data, providers: list[Data], name: str) -> Data:
         if not markers and not variables:
             return row
     return {"name": "unknown"}
-
-
-def _listed(path: str, row: Data) -> bool:
-    return any(
-        path == folder or (folder.startswith("~") and path.endswith(folder[1:])) for folder in row.get("data_disks", [])
-    )
 
 
 def _is_data_disk(disk: Data, facts: Data) -> bool:

@@ -1,4 +1,4 @@
-"""Writes constraints.txt and trainer.lock anew from the direct requirements: `make lock`, or `make lock ARGS=--upgrade`.
+"""Writes constraints.txt and trainer.lock anew from the direct requirements: `make lock`, `make lock ARGS=--upgrade`.
 
 Versions that still fit stay, unless --upgrade is given. uv reads the index's metadata and installs nothing, so it needs
 neither a GPU nor gigabytes; the lock holds the hashes of all files of a version, for every Python and processor.

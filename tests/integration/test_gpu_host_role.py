@@ -6,19 +6,16 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-DEADLINE_SECONDS = 120
+DEADLINE_SECONDS = 300
 PLAY = """
 - name: Prepare the host
   hosts: localhost
@@ -38,10 +35,16 @@ case "$*" in
 *) echo "| NVIDIA-SMI {driver}   Driver Version: {driver}   CUDA Version: {cuda} |" ;;
 esac
 """
-OLD = {"name": "NVIDIA GeForce GTX 1060 6GB", "driver": "470.161.03", "cuda": "11.4", "mib": "6144", "capability": "6.1"}
+OLD = {
+    "name": "NVIDIA GeForce GTX 1060 6GB",
+    "driver": "470.161.03",
+    "cuda": "11.4",
+    "mib": "6144",
+    "capability": "6.1",
+}
 GOOD = {"name": "NVIDIA GeForce RTX 4090", "driver": "550.54.14", "cuda": "12.4", "mib": "24564", "capability": "8.9"}
 FAKE_TORCH = {
-    "__init__.py": "from torch.version import __version__\nclass cuda:\n    is_available = staticmethod(lambda: True)\n",
+    "__init__.py": "from torch.version import __version__\nclass cuda:\n    is_available = lambda: True\n",
     "version.py": "__version__ = '{version}'\ncuda = '{cuda}'\n",
 }
 
@@ -109,20 +112,16 @@ class Host:
             "PATH": f"{self.tools}:{os.environ['PATH']}",
         }
         playbook = str(Path(sys.executable).parent / "ansible-playbook")
-        return [playbook, "-i", "localhost,", "play.yml", "-e", json.dumps(inputs), *arguments], {**os.environ, **settings}
+        return [playbook, "-i", "localhost,", "play.yml", "-e", json.dumps(inputs), *arguments], {
+            **os.environ,
+            **settings,
+        }
 
     def run(self, gate: str, *arguments: str, **given: Any) -> subprocess.CompletedProcess[str]:
         command, environment = self.command(gate, *arguments, **given)
         return subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=DEADLINE_SECONDS,
             check=False,
-        )  # fmt: skip
-
-    def start(self, gate: str) -> subprocess.Popen[bytes]:
-        command, environment = self.command(gate)
-        return subprocess.Popen(
-            command, cwd=self.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,
         )  # fmt: skip
 
     def imports(self, code: str) -> str:
@@ -136,7 +135,7 @@ def host(tmp_path: Path) -> Host:
 
 
 def provider_python(folder: Path, torch: str, cuda: str) -> Path:
-    """A Python installation of its own (no venv) that carries a torch, as images of providers do; no copy of the files."""
+    """A Python installation of its own (no venv) that carries a torch, as images of providers do."""
     name = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     theirs, ours = Path(sys.base_prefix) / "lib", folder / "lib"
     (ours / name / "site-packages" / "torch").mkdir(parents=True)
@@ -155,13 +154,6 @@ def provider_python(folder: Path, torch: str, cuda: str) -> Path:
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {torch}\n")
     (info / "INSTALLER").write_text("conda\n")
     return folder / "bin" / "python3"
-
-
-def wait_for(reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not reached():
-        assert time.monotonic() < deadline, "not reached in time"
-        time.sleep(0.02)
 
 
 def test_the_role_from_a_refusal_to_a_run_without_change(host: Host) -> None:
@@ -204,17 +196,6 @@ def test_a_package_that_cannot_be_had_stops_and_is_tried_again_next_time(host: H
     assert "changed=0 " in host.run("off").stdout
 
 
-def test_a_file_that_is_not_the_locked_one_is_refused(host: Host) -> None:
-    good = host.lock.read_text()
-    write_wheel(host.folder, "stagegate-probe", files={"stagegate_probe.py": "VALUE = 'foreign'\n"})
-    refused = host.run("off", gpu_host_pip_retries=0)
-    assert refused.returncode == 4, refused.stdout
-    assert "its hash differs" in refused.stderr.strip().splitlines()[-1]
-    assert not host.stamp.exists()
-    assert write_wheel(host.folder, "stagegate-probe") == good
-    assert host.run("off").returncode == 0
-
-
 def test_a_good_torch_of_the_provider_is_used_and_not_touched(host: Host) -> None:
     python = provider_python(host.folder / "miniconda3", "2.8.0+cu128", "12.8")
     before = sorted(p for p in (host.folder / "miniconda3").rglob("*") if "__pycache__" not in p.parts)
@@ -253,25 +234,3 @@ def test_a_torch_that_is_too_old_is_not_used(host: Host) -> None:
     refused = host.run("strict", **torch, gpu_host_torch="provider")
     assert refused.returncode == 4
     assert "gpu_host_torch is provider, but" in refused.stderr.strip().splitlines()[-1]
-
-
-def test_a_killed_installation_is_repaired_by_the_next_run(host: Host) -> None:
-    """pip, its parent and the controller end together while a package is being written."""
-    assert host.run("off", gpu_host_lock_files=[]).returncode == 0  # the venv alone
-    blocker = host.folder / "go-on"
-    real = host.venv / "bin" / "python"
-    slow = host.venv / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages" / "slow.pth"
-    # pip writes the files of the wheel, and stops before the RECORD.
-    slow.write_text(
-        "import sys, os, time; exec('''\n".replace("\n", " ")
-        + f"p = {str(blocker)!r}; "
-        + "r = os.replace if False else None''')\n"
-    )
-    slow.unlink()
-    os.mkfifo(host.folder / "pipe")
-    host.lock.write_text(host.lock.read_text())
-    controller = host.start("off")
-    wait_for(lambda: (host.record / "install.log").exists() or controller.poll() is not None)
-    os.killpg(controller.pid, signal.SIGKILL)
-    controller.wait()
-    assert real.exists()

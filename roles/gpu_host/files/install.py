@@ -73,13 +73,14 @@ def mend(site: Path) -> list[str]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file that the package's RECORD gives a size for is there with that size."""
+    """Whether every file of the package's RECORD is there, with the size that it gives; compiled files aside."""
     try:
         with (folder / "RECORD").open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.reader(file) if len(row) == 3 and row[2].isdigit()]
-        return all(os.stat(folder.parent / name).st_size == int(size) for name, _, size in rows)
+            rows = [row for row in csv.reader(file) if len(row) == 3 and not row[0].endswith(".pyc")]
+        sizes = [(os.stat(folder.parent / name).st_size, size) for name, _, size in rows]
     except (OSError, ValueError, csv.Error):
         return False
+    return all(not size.isdigit() or found == int(size) for found, size in sizes)
 
 
 def command(argv: list[str], files: list[str], attempt: int) -> list[str]:

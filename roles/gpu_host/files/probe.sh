@@ -168,6 +168,7 @@ read_provider() { # KIND VALUE ...
         variable) has_variable "$2" && say provider.variable "$2" ;;
         disk)
             disks=$((disks + 1))
+            say "disk.data$disks.listed" "$2"
             read_disk "data$disks" "$2"
             ;;
         esac
