@@ -68,6 +68,7 @@ def _request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gate", default="strict", help=f"{' | '.join(stages.GATE_MODES)} (default: strict)")
     parser.add_argument("--skip-sample", action="store_true", help="record the smoke stage as skipped")
     parser.add_argument("--data-root", default="", metavar="DIR", help="folder that holds training/")
+    parser.add_argument("--plan-timeout-seconds", default=None, metavar="N", help="end the whole plan after this")
     parser.add_argument("--input", default="", metavar="FILE", help="the request as JSON; - is standard input")
 
 
@@ -156,7 +157,11 @@ def request_from(arguments: argparse.Namespace) -> dict[str, Any]:
     The environment was read where such an input was made: on the controller, not on the host.
     """
     if arguments.input:
-        beside = [name for name in ("set", "stages", "profile", "skip_sample") if getattr(arguments, name)]
+        beside = [
+            name
+            for name in ("set", "stages", "profile", "skip_sample", "plan_timeout_seconds")
+            if getattr(arguments, name)
+        ]
         if beside:
             raise InputError(f"--{beside[0].replace('_', '-')} beside --input; say it in the input")
         try:
@@ -181,6 +186,7 @@ def request_from(arguments: argparse.Namespace) -> dict[str, Any]:
         "gate": arguments.gate,
         "skip_sample": arguments.skip_sample or skipped,
         "data_root": str(Path(arguments.data_root).resolve()) if arguments.data_root else "",
+        "plan_timeout_seconds": arguments.plan_timeout_seconds,
     }
 
 

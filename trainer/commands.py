@@ -25,6 +25,7 @@ from trainer import (
     recovery,
     source,
     stages,
+    steps,
     supervisor,
     tables,
     watch,
@@ -33,7 +34,7 @@ from trainer import (
 from trainer import plan as plans
 from trainer.cli import request_from
 from trainer.errors import InputError, NotReady
-from trainer.state import Layout, read_stage
+from trainer.state import Layout, StateError, read_stage
 
 Arguments = argparse.Namespace
 
@@ -57,8 +58,8 @@ def training_root(root: Path) -> Layout:
 
 
 def submit(arguments: Arguments, root: Path) -> int:
-    layout = training_root(root)
-    request = request_from(arguments)
+    layout, request = training_root(root), request_from(arguments)
+    recovery.mark_lost(layout)
     submitted = plans.submit(request, layout)
     if submitted["action"] == "none":  # how each stage stands: whoever would watch them need not ask again
         names = stages.load().ordered(request.get("stages") or stages.load().names)
@@ -77,6 +78,7 @@ def run(arguments: Arguments, root: Path) -> int:
     """Submit, start a supervisor of its own session, watch; Ctrl-C leaves the plan running."""
     layout = training_root(root)
     request = request_from(arguments)
+    recovery.mark_lost(layout)
     submitted = plans.submit(request, layout)
     print("\n".join(submitted["lines"]), end="\n" if submitted["lines"] else "", flush=True)
     if submitted["action"] == "start":
@@ -91,7 +93,7 @@ def run(arguments: Arguments, root: Path) -> int:
             submitted["plan_id"],
         ]
         subprocess.Popen(
-            command, cwd=plans.code_root(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            command, cwd=steps.code_root(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
     names = stages.load().ordered(request.get("stages") or stages.load().names)
@@ -138,36 +140,52 @@ def follow(arguments: Arguments, root: Path) -> int:
 
 
 def cancel(arguments: Arguments, root: Path) -> int:
-    layout = training_root(root)
-    record = plans.read_record(layout)
-    running = record is not None and record["status"] != "ended"
-    answer(arguments, {"cancelled": running, "lines": recovery.cancel(layout)})
+    lines = recovery.cancel(training_root(root))
+    answer(arguments, {"cancelled": not lines[0].startswith("no plan is running"), "lines": lines})
     return 0
 
 
 def status(arguments: Arguments, root: Path) -> int:
     layout = Layout(root)
+    trouble = ""
     if not (layout.outputs / artifacts.COLLECTED).exists():
-        recovery.mark_lost(layout)
+        try:
+            recovery.mark_lost(layout)
+        except recovery.Unwritten as problem:
+            trouble = str(problem)
     record = plans.read_record(layout)
-    states = {name: read_stage(layout, name) for name in stages.load().names}
+    states, unreadable = {}, []
+    for name in stages.load().names:
+        try:
+            states[name] = read_stage(layout, name)
+        except StateError as problem:
+            unreadable.append(f"{name:<{watch.NAME_WIDTH}}unreadable: {problem}")
     code, message = 0, "no plan was submitted yet"
     if record and arguments.plan in ("", record["plan_id"]):
         code, message = ledger.verdict(record)
         if record["status"] != "ended":
-            message = f"plan {record['plan_id']} is {record['status']}"
+            message = f"plan {record['plan_id']} is {record['status']}{_held_up(record)}"
     elif record:
         message = f"plan {arguments.plan} had nothing to do"
+    if trouble or unreadable:
+        code, message = 7, trouble or message
     found = {
         "plan": record,
-        "running": process.is_locked(layout.lock) if layout.lock.exists() else False,
+        "running": plans.is_running(layout, record) if layout.state.exists() else False,
         "stages": {name: state for name, state in states.items() if state},
         "exit_code": code,
         "message": message,
-        "lines": [message, *(_status_line(name, state) for name, state in states.items())],
+        "lines": [message, *(_status_line(name, state) for name, state in states.items()), *unreadable],
     }
     answer(arguments, found)
     return 0
+
+
+def _held_up(record: dict[str, Any]) -> str:
+    """What keeps a living supervisor from its work (somebody stopped it), or an empty text."""
+    who = record.get("supervisor") or {}
+    why = process.state_of(who["pid"]) if process.is_alive(who) else ""
+    return f"; its supervisor (pid {who['pid']}) {why}" if why else ""
 
 
 def _status_line(name: str, state: dict[str, Any] | None) -> str:
@@ -176,6 +194,8 @@ def _status_line(name: str, state: dict[str, Any] | None) -> str:
     measured = (state.get("gate") or {}).get("measured") or {}
     scores = ", ".join(f"{metric.replace('_', ' ')} {watch.figure(item)}" for metric, item in measured.items())
     shown = scores or state["message"] or state["phase"]
+    if state.get("stalled_since"):
+        shown += f", stalled since {state['stalled_since'][:16].replace('T', ' ')}"
     return f"{name:<{watch.NAME_WIDTH}}{state['status']:<10}{state['updated_at'][:16].replace('T', ' ')}  {shown}"
 
 
@@ -253,7 +273,7 @@ def score(arguments: Arguments, root: Path) -> int:
 def build_base(arguments: Arguments, root: Path) -> int:
     for name, value in workshop.WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # torch, which reads them, is imported below
-    print(base.build(Layout(root).models, arguments.corpus or plans.corpus()))
+    print(base.build(Layout(root).models, arguments.corpus or steps.corpus()))
     return 0
 
 
@@ -263,9 +283,9 @@ def show_source(arguments: Arguments, root: Path) -> int:
     elif arguments.action == "pack":
         if arguments.output is None:
             raise InputError("source pack needs --output FILE, the archive to write")
-        found = source.pack(plans.code_root(), arguments.output)
+        found = source.pack(steps.code_root(), arguments.output)
     else:
-        found = source.describe(plans.code_root())
+        found = source.describe(steps.code_root())
     answer(arguments, {**found, "lines": [found["source_id"]]} if not arguments.json else found)
     return 0
 

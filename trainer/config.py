@@ -97,6 +97,10 @@ class Parameters:
     stage_timeout_seconds: int = _parameter(
         21600, "longest time of one stage", unit="seconds", scope="runtime", minimum=1
     )
+    stall_timeout_seconds: int = _parameter(
+        1800, "a worker without a report and without work for the processor or GPU is reported as stalled after this",
+        unit="seconds", scope="runtime", minimum=1,
+    )  # fmt: skip
     stage_attempts: int = _parameter(
         1, "how often a stage is started when its worker is lost", scope="runtime", minimum=1
     )

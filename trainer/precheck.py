@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from trainer import base, config, data, encoding, fingerprint, stages
-from trainer import plan as plans
+from trainer import base, config, data, encoding, fingerprint, stages, steps
 from trainer.data import Finding
 from trainer.errors import InputError
 from trainer.plan import Plan
@@ -41,7 +40,7 @@ class Inspection:
 def inspect(plan: Plan, layout: Layout) -> Inspection:
     """Everything that can be known about a plan's inputs without torch."""
     table = stages.load()
-    root = plans.data_root(plan.data_root)
+    root = steps.data_root(plan.data_root)
     findings: list[Finding] = []
     notes: list[str] = []
     for name in plan.stages:
@@ -53,7 +52,7 @@ def inspect(plan: Plan, layout: Layout) -> Inspection:
             more, note = _check_lengths(layout, stage, parameters, root)
             findings += more
             notes += [note] if note else []
-    findings = list(dict.fromkeys(findings + check_packages(plans.code_root() / "requirements" / "trainer.txt")))
+    findings = list(dict.fromkeys(findings + check_packages(steps.code_root() / "requirements" / "trainer.txt")))
     lines = [str(finding) for finding in findings] + list(dict.fromkeys(notes))
     if not any(finding.severity == "error" for finding in findings):
         counts = {name: len(data.read_rows(root / table.stage(name).data)[0]) for name in plan.stages}
@@ -82,7 +81,7 @@ def check_packages(requirements: Path) -> list[Finding]:
 def _check_base(parameters: config.Parameters, layout: Layout) -> list[Finding]:
     """A finding when the base model is named as a folder that is none, or its corpus is missing."""
     try:
-        fingerprint.of_base(parameters, layout, plans.corpus())
+        fingerprint.of_base(parameters, layout, steps.corpus())
     except InputError as problem:
         return [_base_finding(problem)]
     return []
@@ -99,7 +98,7 @@ def _check_lengths(
     """Rows that are too long or train nothing, where the base's tokenizer is at hand; else a note."""
     path = parameters.model_name_or_path
     if path == base.NAME:
-        path = str(base.location(layout.models, plans.corpus()))
+        path = str(base.location(layout.models, steps.corpus()))
     try:
         metadata.version("transformers")
         present = Path(path).is_dir()

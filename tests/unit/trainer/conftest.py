@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from trainer import config, fingerprint, plan, stages
+from trainer import config, fingerprint, plan, stages, steps
 from trainer.state import SCHEMA, Layout, write_json
 
 Row = dict[str, Any]
@@ -70,7 +70,7 @@ class Line:
 
     def steps(self, *names: str, **more: Any) -> dict[str, tuple[str, str]]:
         """(mode, reason) of each stage of a plan."""
-        return {s.stage.name: (s.mode, s.reason) for s in plan.steps(self.plan(*names, **more), self.layout)}
+        return {s.stage.name: (s.mode, s.reason) for s in steps.steps(self.plan(*names, **more), self.layout)}
 
     def modes(self, *names: str, **more: Any) -> dict[str, str]:
         return {name: mode for name, (mode, _) in self.steps(*names, **more).items()}
@@ -79,10 +79,10 @@ class Line:
         """Write adapters, reports and states as if these stages (default: all) had just been trained."""
         asked = self.plan(**more)
         for name in names or stages.load().names:
-            step = next(s for s in plan.steps(asked, self.layout) if s.stage.name == name)
+            step = next(s for s in steps.steps(asked, self.layout) if s.stage.name == name)
             self._write_result(step, asked, status)
 
-    def _write_result(self, step: plan.Step, asked: plan.Plan, status: str) -> None:
+    def _write_result(self, step: steps.Step, asked: plan.Plan, status: str) -> None:
         stage = step.stage
         folder = self.layout.adapters / stage.adapter
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ class Line:
         (folder / f"eval_report_{stage.name}.md").write_text(f"# {stage.title}\n", encoding="utf-8")
 
     def _report(
-        self, step: plan.Step, asked: plan.Plan, gate: Row, known: dict[str, Any], measured: dict[str, Any]
+        self, step: steps.Step, asked: plan.Plan, gate: Row, known: dict[str, Any], measured: dict[str, Any]
     ) -> dict[str, Any]:
         result = {"summary": measured, "by_type": {}, "rows": [], "missing": [], "unexpected": []}
         evaluation = {

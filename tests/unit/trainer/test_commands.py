@@ -310,7 +310,7 @@ def test_run_submits_starts_and_watches(call: Call, line: Any, monkeypatch: pyte
     started: list[list[str]] = []
 
     def supervisor(command: list[str], **options: Any) -> None:
-        assert options["start_new_session"] and options["cwd"] == commands.plans.code_root()
+        assert options["start_new_session"] and options["cwd"] == commands.steps.code_root()
         started.append(command)
         record = read_json(line.layout.plan)
         assert record is not None and record["plan_id"] == command[-1]
@@ -355,7 +355,7 @@ def test_source_pack_and_verify(call: Call, tmp_path: Path, monkeypatch: pytest.
     tree.mkdir()
     (tree / "a.py").write_text("print(1)\n")
     subprocess.run(["git", "-C", str(tree), "init", "--quiet"], check=True)
-    monkeypatch.setattr(commands.plans, "code_root", lambda: tree)
+    monkeypatch.setattr(commands.steps, "code_root", lambda: tree)
     packed = answer_of(call("source", "pack", "--output", str(tmp_path / "x.tar.gz"), "--json"))
     assert packed["files"] == 1 and Path(packed["archive"]).is_file()
     unpacked = tmp_path / "unpacked"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trainer import plan, precheck
+from trainer import precheck, steps
 from trainer.data import Finding
 from trainer.errors import InputError
 
@@ -72,7 +72,7 @@ def test_a_wrong_package_is_a_warning_and_stops_nothing(
 ) -> None:
     (tmp_path / "requirements").mkdir()
     requirements(tmp_path / "requirements", "no-such-package==1.0\n")
-    monkeypatch.setattr(plan, "code_root", lambda: tmp_path)
+    monkeypatch.setattr(steps, "code_root", lambda: tmp_path)
     (tmp_path / "data" / "corpus").mkdir(parents=True)
     (tmp_path / "data" / "corpus" / "course.md").write_text("电场", encoding="utf-8")
     found = inspect(line, "sample", parameters=NOT_BUILT)
