@@ -115,7 +115,11 @@ def submit(host: Host, args: argparse.Namespace) -> dict[str, Any]:
         state["lines"] = {}
         state["stages"] |= {stage: {"status": "pending"} for stage in todo}
     host.write(state)
-    return {"plan_id": state["plan"]["plan_id"], "action": action, "lines": [f"plan: {action}"]}
+    answer: dict[str, Any] = {"plan_id": state["plan"]["plan_id"], "action": action, "lines": [f"plan: {action}"]}
+    if not todo:
+        looks = {name: argparse.Namespace(stage=name, after=0, wait_seconds=0) for name in plan["stages"]}
+        answer["stages"] = {name: watch(host, look) for name, look in looks.items()}
+    return answer
 
 
 def supervise(host: Host, args: argparse.Namespace) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Line:
     def run(self, *words: str, playbook: str = "train_all", **more: str) -> tuple[int, str]:
         """(exit code, output) of a run that has no terminal."""
         controller = self.start(*words, playbook=playbook, **more)
-        return controller.wait(120), controller.output
+        return controller.wait(250), controller.output
 
     def outcomes(self, **outcomes: Any) -> None:
         self.box.run(f"mkdir -p {ROOT} && cat > {ROOT}/outcomes.json", input=json.dumps(outcomes))
@@ -118,7 +118,7 @@ def test_unknown_key_is_trusted_on_a_terminal(line: Line) -> None:
         code, output = line.run("--tags", "precheck")
         assert code == 4 and "make trust" in error_line(output)
         asked = line.start(playbook="trust", tty=True)
-        asked.wait_for("[yes/no]", timeout=60)
+        asked.wait_for("[yes/no]", timeout=150)
         time.sleep(0.5)  # the prompt throws away what was typed before it
         asked.write("yes\n")
         assert asked.wait(60) == 0, asked.output
@@ -139,7 +139,7 @@ def test_password_alone_opens_the_host_and_is_never_shown(line: Line) -> None:
     code, output = line.run("-vvv", "--tags", "style")
     assert code == 0, output
     assert line.password not in output
-    shown = [command for _, command in line.box.all_processes()]
+    shown = [command for *_, command in line.box.all_processes()]
     assert not any(line.password in command for command in shown)
 
 
@@ -161,9 +161,9 @@ def test_untrusted_key_of_a_host_with_a_password_is_named(line: Line) -> None:
 
 def test_login_that_writes_confuses_nothing(line: Line) -> None:
     line.box.noisy_login()
-    code, output = line.run()
+    code, output = line.run("--skip-tags", "collect")  # how files come home is the matter of its own tests
     assert code == 0, output
-    assert "Best model: adapter_x" in output and line.state()["starts"] == 1
+    assert "all: passed" in output and line.state()["starts"] == 1
     code, output = line.run(playbook="status")
     assert code == 0 and "running: False" in output
 
@@ -178,12 +178,12 @@ def test_host_that_is_off_is_named_at_once(line: Line) -> None:
 def test_outage_of_90_seconds_while_watching_is_waited_out(line: Line) -> None:
     line.outcomes(stage_seconds=20.0)
     run = line.start("--tags", "style", ANSIBLE_TIMEOUT="5")
-    run.wait_for("style: step 1/3", timeout=60)
+    run.wait_for("style: step 1/3", timeout=150)
     line.box.cut()
     run.wait_for("host unreachable for 00:00, the plan goes on there", timeout=80)
     time.sleep(50)
     line.box.mend()
-    assert run.wait(60) == 0, run.output
+    assert run.wait(150) == 0, run.output
     assert "host reachable again after" in run.output and "style: passed" in run.output
     assert line.state()["starts"] == 1
 
@@ -201,7 +201,7 @@ def test_link_that_is_cut_during_the_launch_starts_exactly_one(line: Line) -> No
 def test_second_controller_watches_the_same_plan(line: Line) -> None:
     line.outcomes(stage_seconds=6.0)
     first = line.start("--tags", "style")
-    first.wait_for("style: step 1/3", timeout=60)
+    first.wait_for("style: step 1/3", timeout=150)
     second = line.start("--tags", "style")
     assert (first.wait(60), second.wait(60)) == (0, 0), second.output
     assert "plan: runs" in second.output and "style: passed" in second.output
@@ -212,7 +212,7 @@ def test_second_controller_watches_the_same_plan(line: Line) -> None:
 def test_end_of_the_watching_leaves_nothing_that_asks(line: Line, number: signal.Signals) -> None:
     line.outcomes(stage_seconds=30.0)
     run = line.start("--tags", "style")
-    run.wait_for("style: step 1/3", timeout=60)
+    run.wait_for("style: step 1/3", timeout=150)
     run.signal(number)
     assert run.wait(30) == 7, run.output
     assert "ansible-playbook -i inventory/remote.yml playbooks/cancel.yml" in run.output
@@ -225,9 +225,9 @@ def test_end_of_the_watching_leaves_nothing_that_asks(line: Line, number: signal
 def test_wrapper_that_dies_leaves_the_supervisor_alone(line: Line) -> None:
     line.outcomes(stage_seconds=6.0)
     run = line.start("--tags", "style")
-    run.wait_for("style: step 1/3", timeout=60)
+    run.wait_for("style: step 1/3", timeout=150)
     for pid, command in line.box.processes():
         if "async_wrapper" in command or "AnsiballZ" in command:
             os.kill(pid, signal.SIGKILL)
-    assert run.wait(60) == 0, run.output
+    assert run.wait(150) == 0, run.output
     assert "style: passed" in run.output and line.state()["starts"] == 1
