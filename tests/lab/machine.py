@@ -120,10 +120,19 @@ class Machine:
         return sorted(found)
 
     def kill_all(self) -> None:
-        """End every process of the host but init and the listening sshd."""
-        for pid, inner, line in self.all_processes():
-            if inner != 1 and not line.startswith("sshd: /usr/sbin/sshd"):
+        """End every process of the host but init and the listening sshd; returns when they are gone."""
+
+        def others() -> list[int]:
+            kept = "sshd: /usr/sbin/sshd"
+            return [pid for pid, inner, line in self.all_processes() if inner != 1 and not line.startswith(kept)]
+
+        def gone() -> bool:
+            left = others()
+            for pid in left:
                 kill(pid)
+            return not left
+
+        wait_until(gone, f"the processes of {self.name} end")
 
     def reload_sshd(self) -> None:
         """Let sshd read its files anew; sessions stay."""
