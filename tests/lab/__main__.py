@@ -17,14 +17,23 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from .lab import REPOSITORY, Lab
+from .machine import DATA
 from .namespaces import LabError, available
 from .standing import attach, execute, stands, stop
 
 FOLDER = REPOSITORY / ".stagegate" / "lab"
-# No GPU and no network in there: the same line as on the embedded host, over SSH.
-PLAY_VARS = {"gpu_host_gate": "off", "trainer_profile": "embedded"}
+# No GPU and no package index in there: the same line as on the embedded host, over SSH, with the provider's packages.
+PLAY_VARS: dict[str, Any] = {
+    "gpu_host_gate": "off",
+    "gpu_host_requirements_files": [],
+    "gpu_host_constraints_files": [],
+    "trainer_profile": "embedded",
+}
+PLAY_ROOT = f"/{DATA}/stagegate"
+MAKE_VENV = "/root/miniconda3/bin/python -m venv --without-pip --system-site-packages"
 
 
 def arguments(words: list[str]) -> argparse.Namespace:
@@ -42,13 +51,13 @@ def arguments(words: list[str]) -> argparse.Namespace:
     return asked
 
 
-def start(asked: argparse.Namespace, keep: bool) -> tuple[Lab, Path]:
+def start(asked: argparse.Namespace, keep: bool, **host_vars: Any) -> tuple[Lab, Path]:
     if stands(asked.folder):
         raise LabError(f"a lab stands in {asked.folder} already: python -m tests.lab down --folder {asked.folder}")
     asked.folder.mkdir(parents=True, exist_ok=True)
     lab = Lab(asked.folder, hosts=asked.hosts, python=asked.python, image=asked.image, keep=keep)
     lab.start()
-    return lab, lab.write_inventory(asked.folder, **PLAY_VARS, **lab.way_in())
+    return lab, lab.write_inventory(asked.folder, **host_vars, **lab.way_in())
 
 
 def play(asked: argparse.Namespace) -> None:
@@ -57,8 +66,12 @@ def play(asked: argparse.Namespace) -> None:
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end)
-    lab, inventory = start(asked, keep=False)
+    where = {"project_root": PLAY_ROOT, "gpu_host_venv_dir": f"{PLAY_ROOT}/venv"}
+    lab, inventory = start(asked, keep=False, **PLAY_VARS, **where)
     try:
+        for host in lab.hosts:
+            if asked.python in ("both", "miniconda") and not asked.image:
+                host.run(f"mkdir -p {PLAY_ROOT}; {MAKE_VENV} {PLAY_ROOT}/venv")
         folder = "" if asked.folder == FOLDER else f" --folder {asked.folder}"
         reach = f"{os.path.relpath(sys.executable)} -m tests.lab exec{folder} --"
         print(f"inventory: {os.path.relpath(inventory)}")

@@ -19,6 +19,7 @@ import yaml
 
 from .connect import INSIDE
 from .controller import Controller
+from .groups import control_groups
 from .host import Host
 from .layers import mask_machine
 from .namespaces import (
@@ -28,7 +29,6 @@ from .namespaces import (
     World,
     available,
     carry_out,
-    control_groups,
     environment_with,
     identity,
 )

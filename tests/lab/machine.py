@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -95,8 +96,9 @@ class Machine:
 
     def processes(self) -> list[tuple[int, str]]:
         """(pid, command line) of what runs on the host, without init and sshd."""
-        own = ("sshd: ", "/usr/sbin/sshd ")
-        return [(inner, line) for _, inner, line in self.all_processes() if inner != 1 and not line.startswith(own)]
+        # A child of sshd has the full command line at first and none at its end.
+        own = re.compile(r"sshd(: .*)?|/usr/sbin/sshd .*", re.DOTALL)
+        return [(inner, line) for _, inner, line in self.all_processes() if inner != 1 and not own.fullmatch(line)]
 
     def all_processes(self) -> list[tuple[int, int, str]]:
         """(pid on this machine, pid on the host, command line) of everything on the host but zombies."""
@@ -118,10 +120,19 @@ class Machine:
         return sorted(found)
 
     def kill_all(self) -> None:
-        """End every process of the host but init and the listening sshd."""
-        for pid, inner, line in self.all_processes():
-            if inner != 1 and not line.startswith("sshd: /usr/sbin/sshd"):
+        """End every process of the host but init and the listening sshd; returns when they are gone."""
+
+        def others() -> list[int]:
+            kept = "sshd: /usr/sbin/sshd"
+            return [pid for pid, inner, line in self.all_processes() if inner != 1 and not line.startswith(kept)]
+
+        def gone() -> bool:
+            left = others()
+            for pid in left:
                 kill(pid)
+            return not left
+
+        wait_until(gone, f"the processes of {self.name} end")
 
     def reload_sshd(self) -> None:
         """Let sshd read its files anew; sessions stay."""

@@ -74,8 +74,11 @@ def execute(lab: Lab, argv: Sequence[str], environment: Mapping[str, str]) -> in
             raise LabError(f"the lab cannot be entered: {os.strerror(ctypes.get_errno())}")
         os.close(file)
     ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    restore = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     try:
-        return subprocess.Popen(argv, cwd=cwd, env=dict(environment), preexec_fn=restore).wait()
+        child = subprocess.Popen(
+            argv, cwd=cwd, env=dict(environment), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        )
+        signal.signal(signal.SIGTERM, lambda number, frame: child.terminate())
+        return child.wait()
     finally:
         signal.signal(signal.SIGINT, ignored)
