@@ -154,6 +154,7 @@ class ActionModule(ActionBase):
             "code_dir": f"{self._args['project_root']}/code",
             "project_root": self._args["project_root"],
             "quiet": True,
+            "reconnect_timeout_seconds": self._args["reconnect_timeout_seconds"],
         }
         action = self._shared_loader_obj.action_loader.get(
             "trainer_cli", task=task, connection=self._connection, play_context=self._play_context,
