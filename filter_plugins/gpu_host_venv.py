@@ -17,11 +17,11 @@ def gpu_host_venv(facts: Data, wanted: Data) -> Data:
     ``wanted``: ``python_min`` ("3.11"), ``python_path`` (interpreter to use, may be empty),
     ``contents`` (texts of the requirement and constraint files), ``arguments`` (for pip), ``torch`` (the decision of
     gpu_host_torch), ``torch_install`` (requirement and index of a torch that is to be installed).
-    Returns ``{"action", "python", "clear", "system_site", "with_pip", "stamp", "findings"}``. ``action`` is none, install
-    (the venv is there), create (it is not, only half, or sees the wrong packages) or stop (see findings). ``clear``: its
-    interpreter is gone, so that what is in it can be thrown away. ``system_site``: it sees the packages of the Python
-    below it. ``with_pip``: it gets a pip of its own; with that may come an old setuptools, which would hide the
-    provider's, so it does not where it sees the provider's pip.
+    Returns ``{"action", "python", "clear", "system_site", "with_pip", "stamp", "findings"}``. ``action`` is none,
+    install (the venv is there), create (it is not, only half, or sees the wrong packages) or stop (see findings).
+    ``clear``: its interpreter is gone, so that what is in it can be thrown away. ``system_site``: it sees the packages
+    of the Python below it. ``with_pip``: it gets a pip of its own; with that may come an old setuptools, which would
+    hide the provider's, so it does not where it sees the provider's pip.
     """
     python = _choose(facts, wanted)
     findings = [*_findings(facts, wanted, python), *wanted["torch"]["blocking"]]
