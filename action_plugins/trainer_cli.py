@@ -43,7 +43,8 @@ _SPEC: dict[str, dict[str, Any]] = {
 }
 _NO_CODE = 97  # chosen outside the trainer's own exit codes and the shell's 126, 127
 _FIRST_PAUSE_SECONDS, _PAUSE_SECONDS = 1.0, 5.0  # before a call is repeated
-_LEAST_POLL_SECONDS = {"local": 0.25}  # by transport: a poll over ssh costs the host a process and the line a round trip
+# By transport: a poll over ssh costs the host a process and the line a round trip.
+_LEAST_POLL_SECONDS = {"local": 0.25}
 _POLL_SECONDS = 2.0
 # A login script that asks a question reads from our standard input: empty lines for it to read.
 _PADDING = "\n" * 10

@@ -23,8 +23,7 @@ Event = dict[str, Any]
 
 
 def prepare(host: Host, base: Path, data: Path) -> None:
-    """Give a host what the fault tests stand on: the trainer's environment, a small base model, rows to learn."""
-    host.run(f"/root/miniconda3/bin/python -m venv --system-site-packages {ROOT}/venv")
+    """Give a host what the fault tests stand on: a small base model and rows to learn."""
     shutil.copytree(base, f"{host.root}{BASE}")
     shutil.copytree(data, f"{host.root}{DATA}")
 
@@ -39,14 +38,10 @@ class Remote:
         self.outputs = folder / "outputs"
         folder.mkdir(parents=True, exist_ok=True)
         self.inventory = lab.write_inventory(
-            folder / "hosts.yml", host, ansible_python_interpreter=f"{ROOT}/venv/bin/python"
+            folder / "hosts.yml", host, project_root=ROOT, gpu_host_venv_dir=f"{ROOT}/venv"
         )
         self.variables = {
-            "project_root": ROOT,
-            "gpu_host_venv_dir": f"{ROOT}/venv",
             "gpu_host_gate": "off",
-            "gpu_host_requirements_files": [],  # prepare() has put everything there
-            "gpu_host_constraints_files": [],
             "artifacts_output_dir": str(self.outputs),
             "trainer_data_root": DATA,
             **{f"trainer_hp_{name}": value for name, value in LEARNING.items()},

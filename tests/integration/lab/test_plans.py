@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.conftest import LEARNING
-from tests.integration.lab.remote import ROOT, Remote, error_of
+from tests.integration.lab.remote import Remote, error_of
 
 LONG = {"trainer_hp_max_steps": 500}  # seconds of training, so that something can happen meanwhile
 ONE = ("--tags", "sample")
