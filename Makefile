@@ -10,7 +10,7 @@ ARGS ?=
 inventory = $(if $(filter -i% --inventory%,$(ARGS)),,-i inventory/$(1).yml)
 
 .DEFAULT_GOAL := help
-.PHONY: help train trust lab test lint types unit integration tables lock clean
+.PHONY: help train trust lab molecule test lint types unit integration tables lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -23,6 +23,11 @@ trust: $(VENV)/.controller ## show the key of the host REMOTE_HOST, ask, and tru
 
 lab: $(VENV)/.dev ## a host to play with over SSH, until Ctrl-C (root only)
 	@$(BIN)/python -m tests.lab $(ARGS)
+
+molecule: $(VENV)/.dev ## scenarios of the roles on lab hosts (ROLE=checkout: one; ARGS=converge: a step; root only)
+	@for role in $(or $(ROLE),$(notdir $(wildcard roles/*))); do (cd roles/$$role && PATH="$(CURDIR)/$(BIN):$$PATH" \
+	  MOLECULE_EPHEMERAL_DIRECTORY="$(CURDIR)/.stagegate/molecule/$$role" \
+	  molecule --base-config ../../.config/molecule/config.yml $(or $(ARGS),test)) || exit; done
 
 test: lint types unit integration ## everything that CI runs
 

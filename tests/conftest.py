@@ -89,14 +89,19 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def tiny_recipe() -> Any:
+def make_recipe() -> Any:
+    """The recipe of a base that is built in seconds."""
     from trainer.base import Recipe
 
     return Recipe(
         vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=16, max_position_embeddings=512, block_tokens=32, batch_size=2, steps=20,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe() -> Any:
+    return make_recipe()
 
 
 @pytest.fixture(scope="session")

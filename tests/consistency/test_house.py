@@ -13,6 +13,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 # `__init__` and `__main__` hold nothing to test.
 MODULES = sorted(p.stem for p in (ROOT / "trainer").glob("*.py") if not p.stem.startswith("__"))
+ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir())
 REQUIREMENTS = ("controller.txt", "trainer.txt", "dev.txt")
 PINNED = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^\s;#]+)(?P<rest>.*)")
 
@@ -141,4 +142,13 @@ def test_every_command_that_the_readme_names_exists() -> None:
 
 def test_inputs_of_every_role_are_checked_for_misspelt_names() -> None:
     variables = yaml.safe_load((ROOT / "roles" / "trainer" / "vars" / "main.yml").read_text(encoding="utf-8"))
-    assert variables["__trainer_roles"] == sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir())
+    assert variables["__trainer_roles"] == ROLES
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_role_has_its_scenario_and_says_how_to_run_it(role: str) -> None:
+    scenario = ROOT / "roles" / role / "molecule" / "default"
+    for name in ("molecule.yml", "converge.yml", "verify.yml"):
+        assert (scenario / name).is_file(), name
+    assert f"`make molecule ROLE={role}`" in (ROOT / "roles" / role / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"^molecule:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -257,7 +258,12 @@ class Lab:
         For those who cannot start in the lab's network, as molecule: what calls ssh by itself does not see them.
         """
         connect = f"{sys.executable} -IS {HERE / 'connect.py'} {self.world.pid} %h %p"
-        options = [f"ProxyCommand={connect}", "ProxyUseFdpass=yes", f"UserKnownHostsFile={self.home}/.ssh/known_hosts"]
+        # Ansible names a shared connection by address, port and user, which are those of other labs too.
+        own = hashlib.sha256(f"{self.folder} {identity(self.world.pid)}".encode()).hexdigest()[:16]
+        options = [
+            f"ProxyCommand={connect}", "ProxyUseFdpass=yes", f"UserKnownHostsFile={self.home}/.ssh/known_hosts",
+            f"ControlPath=/run/lab-{own}-%C",
+        ]  # fmt: skip
         return {"ansible_ssh_common_args": " ".join(f"-o {shlex.quote(option)}" for option in options)}
 
     def write_inventory(self, path: Path, *hosts: Host, **host_vars: Any) -> Path:
