@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --constraint requirements/constraints.txt
 # Extra arguments of ansible-playbook: make train ARGS="--tags style -e trainer_hp_num_train_epochs=3"
 ARGS ?=
+# Files of tests at a time, each file in one process. One more than the cores of a small machine: they often wait.
+JOBS ?= 3
+SPREAD = -n $(JOBS) --dist loadfile
 # An inventory of ours unless ARGS names one.
 inventory = $(if $(filter -i% --inventory%,$(ARGS)),,-i inventory/$(1).yml)
 
@@ -41,10 +44,10 @@ types: $(VENV)/.dev
 	@$(BIN)/mypy
 
 unit: $(VENV)/.dev
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/unit tests/consistency
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(SPREAD) tests/unit tests/consistency
 
 integration: $(VENV)/.dev
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/integration
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(SPREAD) tests/integration
 
 tables: $(VENV)/.controller ## write the generated tables of the README anew
 	@$(BIN)/python tests/consistency/readme.py --write

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.integration.test_line import Line, error_line, fresh, line, trained  # noqa: F401 - fixtures
+from tests.integration.line import Line
 
 # An ssh that reaches this machine. Of the calls since the plan was submitted the one in `lose` is lost:
 # `before N` is never heard, `after N` is carried out and its answer thrown away.
@@ -30,7 +30,7 @@ exec sh -c "$command"
 CALLS = (1, 2, 5, 7, 8, 9)
 
 
-def run(line: Line, lose: str) -> subprocess.CompletedProcess[str]:  # noqa: F811
+def run(line: Line, lose: str) -> subprocess.CompletedProcess[str]:
     ssh = line.folder / "ssh"
     ssh.write_text(LOSING_SSH)
     ssh.chmod(0o755)
@@ -42,7 +42,7 @@ def run(line: Line, lose: str) -> subprocess.CompletedProcess[str]:  # noqa: F81
     return line.run("--tags", "style", "-e", "trainer_start_timeout_seconds=8")
 
 
-def test_calls_of_a_launch_are_those_that_are_lost_below(line: Line) -> None:  # noqa: F811
+def test_calls_of_a_launch_are_those_that_are_lost_below(line: Line) -> None:
     done = run(line, "none")
     assert done.returncode == 0, done.stdout + done.stderr
     calls = (line.folder / "calls").read_text().splitlines()
@@ -53,7 +53,7 @@ def test_calls_of_a_launch_are_those_that_are_lost_below(line: Line) -> None:  #
 
 @pytest.mark.parametrize("number", CALLS)
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_connection_lost_at_any_call_starts_exactly_one(line: Line, moment: str, number: int) -> None:  # noqa: F811
+def test_connection_lost_at_any_call_starts_exactly_one(line: Line, moment: str, number: int) -> None:
     done = run(line, f"{moment} {number}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert line.state()["starts"] == 1

@@ -19,6 +19,9 @@ DATA = "/root/autodl-tmp/data"
 BASE = "/root/autodl-tmp/base"
 DEADLINE_SECONDS = 240.0  # generous: the machine is shared, and a worker's imports take most of a stage
 
+LONG = {"trainer_hp_max_steps": 500}  # seconds of training, so that something can happen meanwhile
+ONE = ("--tags", "sample")
+
 Event = dict[str, Any]
 
 
@@ -134,3 +137,11 @@ def error_of(output: str) -> str:
     lines = [line for line in output.splitlines() if line.startswith("error: ")]
     assert lines, output[-2000:]
     return lines[-1]
+
+
+def assert_trained_once(remote: Remote, stage: str = "sample") -> None:
+    """One plan, one attempt, one training of the stage, which passed."""
+    assert remote.state(stage)["status"] == "passed"
+    assert remote.phases("training") == [stage]
+    assert [e["stage"] for e in remote.events() if e["event"] == "stage started"] == [stage]
+    assert [e["event"] for e in remote.events()].count("plan started") == 1

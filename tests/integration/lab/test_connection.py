@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_line import ANSIBLE_PARTS, REPOSITORY
+from tests.integration.line import ANSIBLE_PARTS, REPOSITORY
 from tests.lab import Controller, Host
 
 ROOT = "/root/autodl-tmp/stagegate"

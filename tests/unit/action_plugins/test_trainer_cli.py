@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import signal
 import subprocess
 import sys
@@ -253,19 +254,24 @@ def handed_over(takes_input: bool, secret: bool) -> tuple[Any, Wire]:
 
     def execute(command: str, in_data: bytes | None) -> dict[str, Any]:
         wire.commands.append((command, in_data))
-        return {"rc": 0, "stdout": "{}", "stderr": ""}
+        nonce = re.search(r"stagegate-\w+", command)[0]  # type: ignore[index]
+        return {"rc": 0, "stdout": f"\n{nonce}\n{{}}\n{nonce} 0\n", "stderr": ""}
 
     action._low_level_execute_command = execute
     action._args = {
         "python": "python3", "project_root": "/p", "code_dir": "/p/code", "command": ["secret", "put"],
-        "input": {"value": "hf_canary"}, "secret": secret,
+        "input": {"value": "hf_canary"}, "secret": secret, "answer_timeout_seconds": 0,
     }  # fmt: skip
     return action._call([]), wire
 
 
 def test_a_secret_goes_through_standard_input_or_not_at_all() -> None:
     reply, wire = handed_over(takes_input=True, secret=True)
-    assert reply.rc == 0 and wire.commands[0][1] == b'{"value": "hf_canary"}' and "canary" not in wire.commands[0][0]
+    assert (
+        reply.rc == 0
+        and wire.commands[0][1].endswith(b'\n{"value": "hf_canary"}')
+        and "canary" not in wire.commands[0][0]
+    )
     reply, wire = handed_over(takes_input=False, secret=True)
     assert reply.rc == 2 and wire.commands == []
     assert "takes no standard input" in plugin.error_text(reply.stderr)[1]

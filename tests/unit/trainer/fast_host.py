@@ -158,7 +158,8 @@ class FastHost:
 
     def marked(self) -> list[process.Identity]:
         """What carries the mark of the plan."""
-        return process.marked(self.plan()["marker"])
+        marker = self.plan().get("marker")  # none before a supervisor has begun
+        return process.marked(marker) if marker else []
 
     def close(self) -> None:
         for supervisor in self.supervisors:

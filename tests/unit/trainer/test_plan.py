@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trainer import fingerprint, plan, process
+from trainer import fingerprint, plan, process, source
 from trainer.errors import InputError, Interrupted
 from trainer.state import StateError, read_events, read_json, write_json
 
@@ -246,10 +246,22 @@ def test_the_age_of_a_plan_is_of_no_clock_that_somebody_sets(line: Any, monkeypa
 
 def test_a_source_is_that_of_the_release_or_none(line: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plan.check_source(line.plan("sample"))
-    monkeypatch.setattr(plan, "code_root", lambda: tmp_path / "releases" / "0123")
-    plan.check_source(line.plan("sample", source_id="0123"))
-    with pytest.raises(InputError, match="names the source 0124, and this code runs from .*releases/0123; start it"):
-        plan.check_source(line.plan("sample", source_id="0124"))
-    monkeypatch.setattr(plan, "code_root", lambda: tmp_path / "0123")
-    with pytest.raises(InputError, match="start it from releases/0123"):
-        plan.check_source(line.plan("sample", source_id="0123"))
+    code = tmp_path / "releases" / "fresh"
+    code.mkdir(parents=True)
+    (code / "a.py").write_text("print(1)\n")
+    shipped = source.entries(code, ["a.py"])
+    right, wrong = source.source_id(shipped), "f" * 16
+    source.write_record(code, shipped, commit="")
+    code = code.rename(code.with_name(right))
+    monkeypatch.setattr(plan, "code_root", lambda: code)
+    plan.check_source(line.plan("sample", source_id=right))
+    with pytest.raises(
+        InputError, match=f"names the source {wrong}, and this code runs from .*releases/{right}; start"
+    ):
+        plan.check_source(line.plan("sample", source_id=wrong))
+    (code / "a.py").write_text("print(2)\n")
+    with pytest.raises(InputError, match=f"is not the source {right} any more \\(a.py\\)"):
+        plan.check_source(line.plan("sample", source_id=right))
+    monkeypatch.setattr(plan, "code_root", lambda: tmp_path / right)
+    with pytest.raises(InputError, match=f"start it from releases/{right}"):
+        plan.check_source(line.plan("sample", source_id=right))
