@@ -6,15 +6,26 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --constraint requirements/constraints.txt
 # Extra arguments of ansible-playbook: make train ARGS="--tags style -e trainer_hp_num_train_epochs=3"
 ARGS ?=
+# Files of tests at a time, each file in one process. One more than the cores of a small machine: they often wait.
+JOBS ?= 3
+SPREAD = -n $(JOBS) --dist loadfile
+# An inventory of ours unless ARGS names one.
+inventory = $(if $(filter -i% --inventory%,$(ARGS)),,-i inventory/$(1).yml)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint types unit integration tables lock clean
+.PHONY: help train trust lab test lint types unit integration tables lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 train: $(VENV)/.controller ## the whole line on the embedded host
-	@$(BIN)/ansible-playbook playbooks/train_all.yml $(ARGS)
+	@$(BIN)/ansible-playbook $(call inventory,embedded) playbooks/train_all.yml $(ARGS)
+
+trust: $(VENV)/.controller ## show the key of the host REMOTE_HOST, ask, and trust it
+	@$(BIN)/ansible-playbook $(call inventory,remote) playbooks/trust.yml $(ARGS)
+
+lab: $(VENV)/.dev ## a host to play with over SSH, until Ctrl-C (root only)
+	@$(BIN)/python -m tests.lab $(ARGS)
 
 test: lint types unit integration ## everything that CI runs
 
@@ -28,19 +39,18 @@ types: $(VENV)/.dev
 	@$(BIN)/mypy
 
 unit: $(VENV)/.dev
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/unit tests/consistency
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(SPREAD) tests/unit tests/consistency
 
 integration: $(VENV)/.dev
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/integration
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(SPREAD) tests/integration
 
 tables: $(VENV)/.controller ## write the generated tables of the README anew
 	@$(BIN)/python tests/consistency/readme.py --write
 
-lock: ## write requirements/constraints.txt anew from the direct requirements
+lock: ## write requirements/constraints.txt and trainer.lock anew (ARGS=--upgrade: with newer versions)
 	@rm -rf .stagegate/lock && $(PYTHON) -m venv .stagegate/lock
-	@.stagegate/lock/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
-	@{ echo "# Every version that a working environment was tested with; made by \`make lock\`."; \
-	   .stagegate/lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > requirements/constraints.txt
+	@.stagegate/lock/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/lock.txt
+	@.stagegate/lock/bin/python requirements/lock.py $(ARGS)
 	@rm -rf .stagegate/lock
 
 clean: ## remove the environment, the embedded host and the collected outputs

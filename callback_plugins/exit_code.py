@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -16,7 +17,9 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from ansible import constants, context
 from ansible.plugins.callback import CallbackBase
+from ansible.plugins.loader import filter_loader
 
 DOCUMENTATION = """
 name: exit_code
@@ -32,6 +35,7 @@ requirements:
 _ANSIBLE_FAILED = 2
 _INTERRUPTED = 7
 _CLEAN_UP_SECONDS = 5.0
+_KEY_CHECKING = "Host Key checking is enabled"
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,18 @@ class CallbackModule(CallbackBase):
         self._said = False
 
     def v2_playbook_on_start(self, playbook: Any) -> None:
-        """Make the trainer's lines appear at once in pipes too, and listen for Ctrl-C."""
+        """Make the trainer's lines appear at once in pipes too, and listen for Ctrl-C and other ends."""
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         ansible_handler = signal.getsignal(signal.SIGINT)
-        if callable(ansible_handler):
-            signal.signal(signal.SIGINT, self._interrupt_handler(ansible_handler))
-            atexit.register(self._say_interrupted)
+        if not callable(ansible_handler):
+            return
+        handler = self._interrupt_handler(ansible_handler)
+        # A closed terminal (HUP; nohup ignores it) and a kill leave nothing that polls either.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, handler)
+        atexit.register(self._say_interrupted)
 
     def v2_runner_on_ok(self, result: Any) -> None:
         """Keep closing lines; learn whether a plan is under way on a host."""
@@ -84,14 +93,17 @@ class CallbackModule(CallbackBase):
         self._hosts.add(host)
         if not ignore_errors:
             code = answer.get("trainer_exit_code")
-            self._failures.append(Failure(host, code, sentence(answer)))
+            found = _ssh_failure(answer) if code is None and _KEY_CHECKING in sentence(answer) else None
+            if found:  # with a password the connection plugin makes this a failure of the task
+                self._failures.append(Failure(host, found["exit_code"], found["sentence"]))
+            else:
+                self._failures.append(Failure(host, code, sentence(answer)))
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
         """Keep why the host cannot be reached."""
-        host = result.host.get_name()
+        host, found = result.host.get_name(), _ssh_failure(result.result)
         self._hosts.add(host)
-        text = f"host {host} is unreachable: {sentence(result.result)}"
-        self._failures.append(Failure(host, None, text))
+        self._failures.append(Failure(host, found["exit_code"], found["sentence"]))
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Print what comes last; raise SystemExit where the trainer decides the exit code."""
@@ -124,7 +136,7 @@ class CallbackModule(CallbackBase):
             self._interrupted = True
             self._leave_soon()
             try:
-                ansible_handler(signum, frame)  # stops the workers
+                ansible_handler(signal.SIGINT, frame)  # stops the workers
             except KeyboardInterrupt:
                 raise SystemExit(_INTERRUPTED) from None
 
@@ -155,11 +167,26 @@ class CallbackModule(CallbackBase):
             return
         print(
             "The plan goes on on the host. To watch it again: the same command.\n"
-            "To see its state: ansible-playbook playbooks/status.yml\n"
-            "To stop it:       ansible-playbook playbooks/cancel.yml\n"
+            f"To see its state: ansible-playbook {chosen_inventory()}playbooks/status.yml\n"
+            f"To stop it:       ansible-playbook {chosen_inventory()}playbooks/cancel.yml\n"
             "error: interrupted while watching; the plan goes on on the host",
             file=sys.stderr,
         )
+
+
+def chosen_inventory() -> str:
+    """`-i …` as it was given on the command line, with a space behind it; empty for the default inventory."""
+    given = list(context.CLIARGS.get("inventory") or [])
+    if given == list(constants.DEFAULT_HOST_LIST):
+        return ""
+    here = os.getcwd() + os.sep
+    return "".join(f"-i {shlex.quote(str(source).removeprefix(here))} " for source in given)
+
+
+def _ssh_failure(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What the filter ssh_failure makes of a result, whose message keeps the line breaks of ssh."""
+    found: dict[str, Any] = filter_loader.get("ssh_failure").j2_function(str(result.get("msg") or ""))
+    return found
 
 
 def _severity(failure: Failure) -> int:

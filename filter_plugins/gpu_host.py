@@ -11,10 +11,13 @@ Answer = dict[str, list[str]]
 LINE = re.compile(r"^gpu_host\|([a-z0-9_.]+)\|(.*)$")
 # Text of a host ends up on terminals and in reports: printable, and no longer than this.
 TEXT_LIMIT = 300
+# A line about a Python names up to four paths.
+PYTHON_TEXT_LIMIT = 2000
 # cgroup v1 writes "no limit" as the largest page-aligned 64-bit number (pages of 4, 16 or 64 KiB).
 NO_LIMIT_BYTES = 1 << 62
 KIB_PER_MIB = 1024
 MIB = 1 << 20
+DATA_DISK = re.compile(r"disk\.(data\d+)\.listed")
 DF_NUMBERS = re.compile(r"\s(-?\d+|-)\s+(-?\d+|-)\s+(-?\d+|-)\s+(-|\d+%)\s+(/.*)$")
 CUDA_IN_HEADER = re.compile(r"CUDA(?: UMD)? Version:\s*(\d+\.\d+)")
 MODULE_VERSION = re.compile(r"\s(\d{3}\.\d+(?:\.\d+)?)\s")
@@ -26,9 +29,10 @@ def gpu_host_facts(probe_stdout: str) -> dict[str, Any]:
     """Parse the probe's output; lines that are not its own (banners, terminal noise) are ignored.
 
     Returns ``{"complete": bool, "scratch": path or "", "system": {...}, "gpu": {...},
-    "memory": {...}, "disks": {"project_root": {...}, "venv": {...}}, "venv": {...},
-    "pythons": [...], "failed_pythons": [...]}``, memory and disk sizes in MiB, None where the host
-    did not say. Never raises on what a host printed.
+    "memory": {...}, "disks": {"project_root": {...}, "venv": {...}, "system": {...}}, "data_disks": [...],
+    "provider": {"markers": [paths], "variables": [names]}, "venv": {...}, "pythons": [...],
+    "failed_pythons": [...]}``, memory and disk sizes in MiB, None where the host did not say.
+    Never raises on what a host printed.
     """
     answer = _answer(probe_stdout)
     return {
@@ -37,8 +41,20 @@ def gpu_host_facts(probe_stdout: str) -> dict[str, Any]:
         "system": _system(answer),
         "gpu": _gpu(answer),
         "memory": _memory(answer),
-        "disks": {name: _disk(answer, name) for name in ("project_root", "venv")},
-        "venv": {field: _one(answer, f"venv.{field}") for field in ("path", "state", "stamp")},
+        "disks": {name: _disk(answer, name) for name in ("project_root", "venv", "system")},
+        "data_disks": [
+            {**_disk(answer, match[1]), "listed": _one(answer, key)}
+            for key in answer
+            if (match := DATA_DISK.fullmatch(key))
+        ],
+        "provider": {
+            "markers": answer.get("provider.marker", []),
+            "variables": answer.get("provider.variable", []),
+        },
+        "venv": {
+            **{field: _one(answer, f"venv.{field}") for field in ("path", "state", "stamp")},
+            "system_site": _one(answer, "venv.system_site") == "yes",
+        },
         "pythons": [_python(line) for line in answer.get("python", [])],
         "failed_pythons": [_failed_python(line) for line in answer.get("python.failed", [])],
     }
@@ -50,7 +66,8 @@ def _answer(stdout: str) -> Answer:
         match = LINE.match(raw_line)
         if match and (match[1] == "begin" or "begin" in answer) and "end" not in answer:
             text = "".join(c if c.isprintable() or c == "\t" else "?" for c in match[2])
-            answer.setdefault(match[1], []).append(text[:TEXT_LIMIT].strip(" "))
+            limit = PYTHON_TEXT_LIMIT if match[1] == "python" else TEXT_LIMIT
+            answer.setdefault(match[1], []).append(text[:limit].strip(" "))
     return answer
 
 
@@ -125,7 +142,12 @@ def _df(lines: list[str]) -> tuple[int | None, int | None, str] | None:
 
 
 def _python(line: str) -> dict[str, Any]:
-    origin, path, version, venv, pip, torch, cuda = (line.split("\t") + [""] * 7)[:7]
+    """One answer; ``prefix`` differs from ``base`` inside a venv, ``torch_place`` is own or outside of it.
+
+    ``torch_sees`` is "" (not asked), "yes", "no" (it works and sees no GPU) or why it does not work.
+    """
+    fields = (line.split("\t") + [""] * 11)[:11]
+    origin, path, version, venv, pip, torch, cuda, prefix, base, place, sees = fields
     return {
         "origin": origin,
         "path": path,
@@ -134,6 +156,10 @@ def _python(line: str) -> dict[str, Any]:
         "has_pip": pip == "yes",
         "torch": torch,
         "torch_cuda": cuda,
+        "torch_place": place,
+        "torch_sees": sees,
+        "prefix": prefix,
+        "base": base,
     }
 
 

@@ -1,4 +1,4 @@
-"""What makes a host's GPU, driver, memory and disk unfit for training."""
+"""What makes a host's GPU, memory and disk unfit for training; gpu_host_torch.py judges the driver."""
 
 from __future__ import annotations
 
@@ -8,15 +8,6 @@ from typing import Any
 
 Finding = dict[str, str]
 Data = dict[str, Any]
-
-# Oldest Linux driver per CUDA major version: "CUDA Toolkit and Minimum Required Driver Version for
-# CUDA Minor Version Compatibility" in NVIDIA's CUDA release notes,
-# https://docs.nvidia.com/cuda/cuda-toolkit-release-notes/
-DRIVER_MINIMUMS = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
-# CUDA 13 dropped the architectures before Turing (same release notes, "Deprecated Architectures").
-OLDEST_CAPABILITY = {11: (3, 5), 12: (5, 0), 13: (7, 5)}
-# Blackwell (10.0, 12.0) came with CUDA 12.8; an older build has no kernel for it.
-BLACKWELL_CAPABILITY, BLACKWELL_CUDA = (10, 0), (12, 8)
 
 RESTART = "restart the instance from the provider's panel (on your own machine: reboot it)"
 # What a sick driver prints, what it means, what helps. The driver belongs to the machine's owner.
@@ -60,34 +51,26 @@ SIGNS = (
 
 
 def gpu_host_findings(facts: Data, requirements: Data) -> list[Finding]:
-    """Judge the host's GPU, driver and sizes; all findings at once, errors before warnings.
+    """Judge the host's GPU and sizes; all findings at once.
 
     ``facts`` comes from gpu_host_facts. ``requirements``: ``vram_mib``, ``memory_mib``,
-    ``disk_mib``, ``inodes`` (numbers, or text that is one), ``torch_cuda`` (CUDA of the torch to be
-    installed), ``torch_pin`` (its version, may be empty), ``install`` (True while the venv is to be
-    filled).
+    ``disk_mib``, ``inodes`` (numbers, or text that is one), ``install`` (True while the venv is to be filled).
     A finding is ``{"severity": "error" | "warning", "check", "message", "remedy"}``.
     An answer that is cut off is not judged. Raises ValueError on a requirement that is no number.
     """
     if not facts["complete"] or not facts["scratch"]:
         return []
-    findings = [
+    return [
         *_tool_findings(facts["gpu"]),
         *_device_findings(facts["gpu"]),
-        *_torch_findings(facts, requirements),
         *_vram_findings(facts["gpu"], int(requirements["vram_mib"])),
         *_memory_findings(facts["memory"], int(requirements["memory_mib"])),
         *_disk_findings(facts["disks"], requirements),
     ]
-    return sorted(findings, key=lambda finding: finding["severity"] != "error")
 
 
 def _finding(severity: str, check: str, message: str, remedy: str) -> Finding:
     return {"severity": severity, "check": check, "message": message, "remedy": remedy}
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text))
 
 
 def _tool_findings(gpu: Data) -> list[Finding]:
@@ -122,68 +105,6 @@ def _device_findings(gpu: Data) -> list[Finding]:
             remedy = "let the machine's owner make a slice or switch MIG off (nvidia-smi -mig 0)"
             findings.append(_finding("error", "mig", message, remedy))
     return findings
-
-
-def _torch_findings(facts: Data, requirements: Data) -> list[Finding]:
-    """Whether driver and GPU can run the torch that the venv has or will have."""
-    if facts["gpu"]["tool"] != "works":
-        return []
-    torch, cuda = _torch(facts, requirements)
-    if cuda == "none":
-        message = f"{torch} in the venv is a build without CUDA, so it cannot use the GPU"
-        remedy = "remove the venv, and pass an index with CUDA builds in gpu_host_pip_arguments"
-        return [_finding("error", "torch", message, remedy)]
-    return [
-        *_driver_findings(facts["gpu"], torch, cuda),
-        *_capability_findings(facts["gpu"], torch, cuda),
-    ]
-
-
-def _torch(facts: Data, requirements: Data) -> tuple[str, str]:
-    """(name, CUDA version): the installed torch where it stays, else the one to be installed."""
-    pin = requirements.get("torch_pin", "")
-    for python in facts["pythons"]:
-        installed = python["torch"] if python["origin"] == "venv" else ""
-        if installed and (not requirements["install"] or installed.split("+")[0] == pin):
-            return f"torch {installed}", python["torch_cuda"]
-    return f"torch {pin}".strip(), str(requirements["torch_cuda"])
-
-
-def _driver_findings(gpu: Data, torch: str, cuda: str) -> list[Finding]:
-    major = (_version(cuda) or (0,))[0]
-    minimum = DRIVER_MINIMUMS.get(major)
-    if not gpu["driver"] or minimum is None:
-        driver = gpu["driver"] or "unknown"
-        message = f"driver {driver} cannot be judged for {torch} with CUDA {cuda}"
-        remedy = "set gpu_host_torch_cuda to the CUDA version of the torch in use, such as 13.0"
-        return [_finding("warning", "driver", message, remedy)]
-    if _version(gpu["driver"]) >= _version(minimum):
-        return []
-    needs = f"{torch} with CUDA {cuda} needs {minimum} or newer"
-    if gpu["cuda"] and _version(gpu["cuda"])[0] >= major:
-        # NVIDIA's forward compatibility package brings a newer libcuda for an older kernel module.
-        message = f"driver {gpu['driver']} is old ({needs}), but it offers CUDA {gpu['cuda']}"
-        remedy = "nothing to do on data centre GPUs; on others choose a machine with a newer driver"
-        return [_finding("warning", "driver", message, remedy)]
-    message = f"driver {gpu['driver']} is too old: {needs}"
-    remedy = "choose a machine or host image with a newer driver, or a torch for an older CUDA"
-    return [_finding("error", "driver", message, remedy)]
-
-
-def _capability_findings(gpu: Data, torch: str, cuda: str) -> list[Finding]:
-    known = [d for d in gpu["devices"] if d["capability"]]
-    if not known or not _version(cuda):
-        return []
-    device = max(known, key=lambda d: (_memory_of(d) or 0, _version(d["capability"])))
-    capability, version = _version(device["capability"]), _version(cuda)
-    oldest = OLDEST_CAPABILITY.get(version[0], (0, 0))
-    if capability >= oldest and (capability < BLACKWELL_CAPABILITY or version >= BLACKWELL_CUDA):
-        return []
-    age = "old" if capability < oldest else "new"
-    name = f"{device['name']} (compute capability {device['capability']})"
-    message = f"{name} is too {age} for {torch} with CUDA {cuda}"
-    remedy = "choose another GPU, or a torch for a CUDA version that knows this one"
-    return [_finding("error", "capability", message, remedy)]
 
 
 def _memory_of(device: Data) -> int | None:

@@ -15,28 +15,32 @@ def gpu_host_venv(facts: Data, wanted: Data) -> Data:
     """Compare the venv on the host with what it should hold.
 
     ``wanted``: ``python_min`` ("3.11"), ``python_path`` (interpreter to use, may be empty),
-    ``contents`` (texts of the requirement and constraint files), ``arguments`` (for pip).
-    Returns ``{"action", "python", "clear", "stamp", "torch_pin", "findings"}``. ``action`` is none,
-    install (the venv is there), create (it is not, or only half) or stop (see findings).
-    ``clear``: its interpreter is gone, so that what is in it can be thrown away.
+    ``contents`` (texts of the requirement and constraint files), ``arguments`` (for pip), ``torch`` (the decision of
+    gpu_host_torch), ``torch_install`` (requirement and index of a torch that is to be installed).
+    Returns ``{"action", "python", "clear", "system_site", "with_pip", "stamp", "findings"}``. ``action`` is none,
+    install (the venv is there), create (it is not, only half, or sees the wrong packages) or stop (see findings).
+    ``clear``: its interpreter is gone, so that what is in it can be thrown away. ``system_site``: it sees the packages
+    of the Python below it. ``with_pip``: it gets a pip of its own; with that may come an old setuptools, which would
+    hide the provider's, so it does not where it sees the provider's pip.
     """
     python = _choose(facts, wanted)
-    findings = _findings(facts, wanted, python)
+    findings = [*_findings(facts, wanted, python), *wanted["torch"]["blocking"]]
     stamp = _stamp(wanted, python["version"]) if python else ""
-    state = facts["venv"]["state"]
+    venv, system_site = facts["venv"], wanted["torch"]["source"] == "provider"
     if findings or python is None:
         action = "stop"
-    elif state != "venv" or not python["has_pip"]:
+    elif venv["state"] != "venv" or not python["has_pip"] or (system_site and not venv["system_site"]):
         action = "create"
     else:
-        installed = not wanted["contents"] or facts["venv"]["stamp"] == stamp
+        installed = not (wanted["contents"] or wanted["torch_install"]) or venv["stamp"] == stamp
         action = "none" if installed else "install"
     return {
         "action": action,
         "python": python["path"] if python else "",
-        "clear": state == "broken",
+        "clear": venv["state"] == "broken",
+        "system_site": system_site or venv["system_site"],
+        "with_pip": not (system_site and python and python["has_pip"]),
         "stamp": stamp,
-        "torch_pin": _torch_pin(wanted["contents"]),
         "findings": findings,
     }
 
@@ -50,16 +54,16 @@ def _usable(python: Data, wanted: Data) -> bool:
 
 
 def _choose(facts: Data, wanted: Data) -> Data | None:
-    """The venv's own Python, else the given one, else the first that is fit to make a venv."""
+    """The venv's own Python, else that of the provider's torch, else the first that is fit to make a venv."""
     own = [p for p in facts["pythons"] if p["origin"] == "venv"]
     if facts["venv"]["state"] == "venv":
         return own[0] if own and _usable(own[0], wanted) else None
-    origins = ("given",) if wanted["python_path"] else ("path", "known")
-    for python in facts["pythons"]:
-        if python["origin"] in origins and _usable(python, wanted) and python["makes_venv"]:
-            found: Data = python
-            return found
-    return None
+    asked = [
+        p for p in facts["pythons"] if p["origin"] != "venv" and (p["origin"] == "given" or not wanted["python_path"])
+    ]
+    fit = [p for p in asked if _usable(p, wanted) and p["makes_venv"]]
+    provider = [p for p in fit if p["path"] == wanted["torch"]["python"]]
+    return next(iter([*provider, *fit]), None)
 
 
 def _findings(facts: Data, wanted: Data, python: Data | None) -> list[Finding]:
@@ -90,9 +94,10 @@ def _no_python(facts: Data, wanted: Data) -> Finding:
         remedy = "delete that folder, or set gpu_host_venv_dir to another"
         return _finding("python", f"the venv {venv['path']} {says}", remedy)
     found = [f"{p['path']} {p['version']}{'' if p['makes_venv'] else ' without venv'}" for p in facts["pythons"]]
+    found += [f"{p['path']} (fails with status {p['status']})" for p in failed]
     given = wanted["python_path"]
     asked = f"gpu_host_python_path {given}" if given else "a Python on the host"
-    message = f"{asked} must be {minimum} or newer with the venv module; found: "
+    message = f"{asked} must be {minimum} or newer (transformers and trl demand it) with the venv module; found: "
     remedy = (
         "install one (Miniconda, pyenv, or the system's python3 and python3-venv) "
         "and name it in gpu_host_python_path if it lies elsewhere"
@@ -105,17 +110,13 @@ def _finding(check: str, message: str, remedy: str) -> Finding:
 
 
 def _stamp(wanted: Data, version: str) -> str:
-    """SHA-256 over all that decides what pip installs: files, arguments, Python's minor version."""
+    """SHA-256 over all that decides what pip installs: files, arguments, whose torch, Python's minor version."""
     digest = hashlib.sha256()
-    minor = ".".join(version.split(".")[:2])
-    for part in [minor, *wanted["arguments"], "", *wanted["contents"]]:
+    minor, torch = ".".join(version.split(".")[:2]), wanted["torch"]
+    taken = [torch["version"], torch["cuda"]] if torch["source"] == "provider" else wanted["torch_install"]
+    for part in [minor, *wanted["arguments"], "", torch["source"], *taken, "", *wanted["contents"]]:
         digest.update(hashlib.sha256(str(part).encode()).digest())
     return digest.hexdigest()
-
-
-def _torch_pin(contents: list[str]) -> str:
-    match = re.search(r"(?m)^\s*torch\s*==\s*([\w.]+)", "\n".join(contents))
-    return match[1] if match else ""
 
 
 class FilterModule:

@@ -10,12 +10,12 @@ Data = dict[str, Any]
 
 
 def gpu_host_verdict(findings: list[Finding], blocking: list[Finding], gate: str) -> Data:
-    """Decide with the gate's word (strict, warn or off); ``blocking`` findings close any gate.
+    """Decide with the gate's word (strict, warn or off), errors first; ``blocking`` findings close any gate.
 
     Returns ``{"closed": bool, "message": sentence, "lines": [one per finding],
     "let_through": [error sentences that the gate passed]}``.
     """
-    judged = [] if gate == "off" else list(findings)
+    judged = [] if gate == "off" else sorted(findings, key=lambda finding: finding["severity"] != "error")
     errors = [f for f in judged if f["severity"] == "error"]
     closed = bool(blocking) or (gate == "strict" and bool(errors))
     shown = [*blocking, *judged]

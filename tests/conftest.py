@@ -309,3 +309,14 @@ def finished_line(tmp_path_factory: pytest.TempPathFactory, code_copy: Path, tin
     host.watched = (supervisor.poll(), workers - {0})  # type: ignore[attr-defined]
     yield host
     host.close()
+
+
+@pytest.fixture
+def model_hub(tiny_base: Path) -> Iterator[Any]:
+    """A hub on this machine that holds the tiny base."""
+    from tests.model_hub import ModelHub, files_of
+
+    found = ModelHub().start()
+    found.publish(files_of(tiny_base))
+    yield found
+    found.stop()

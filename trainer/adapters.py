@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from trainer.stages import Stage
-from trainer.state import Layout, sync_folder
+from trainer.state import Layout, sync_file, sync_folder
 
 
 def fresh_folder(layout: Layout, stage: Stage, mode: str) -> Path:
@@ -24,8 +24,13 @@ def fresh_folder(layout: Layout, stage: Stage, mode: str) -> Path:
 def publish(fresh: Path, final: Path) -> None:
     """Put a finished adapter folder in its place; the one before is kept as `.<name>.previous`.
 
+    Its files are on the disk before they count, because the checkpoints that could replace them go afterwards.
     OSError when that cannot be done; the former adapter is in its place then.
     """
+    for path in fresh.rglob("*"):
+        if path.is_file():
+            sync_file(path)
+    sync_folder(fresh)
     previous = final.with_name(f".{final.name}.previous")
     replaces = final.exists()
     if replaces:

@@ -1,7 +1,13 @@
-"""What comes home: the run folder, one archive of everything, and its verified arrival. No torch.
+"""What a host sends home: the run folder, the listing of everything, and pieces of it on request. No torch.
 
-The host packs; the controller trusts nothing in the archive: regular files with plain names only, written by
-us into a fresh private folder, compared with the manifest both ways, then put in place by renames.
+`collect` makes the run folder and lists every file with size and sha256 (listing.py). Large files of adapters and
+runs are then fetched from where they lie. Everything else goes through `export`: it writes the asked files one
+behind the other into one piece, each with exactly its listed size, so that a whole batch of small files costs one
+transfer and the other side, which knows sizes and hashes, can tell after a cut which of them have arrived. With an
+offset it writes the rest of one file, together with the hash of what is before it: a cut file goes on.
+
+A plan may run meanwhile. Logs and events grow: their listed size is what counts. States are replaced: they are
+kept as they were listed. Adapters are swapped as a whole: a listing that saw two of them is made again.
 """
 
 from __future__ import annotations
@@ -11,39 +17,47 @@ import json
 import os
 import re
 import shutil
-import tarfile
+import stat
 import tempfile
+import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime, timezone
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
-from trainer import diagnose, fingerprint, stages, summary
+from trainer import diagnose, stages, summary
 from trainer.errors import InputError, Interrupted
+from trainer.listing import NAME, Entry, id_of, parse_own, render
 from trainer.state import Layout, read_json, sync_folder, write_json, write_text
 
 MANIFEST = "MANIFEST.sha256"
 COLLECTED = ".collected.json"  # marks a folder of outputs as a copy; nothing is trained in there
-_NAME = re.compile(r"(adapter|logs|state|training_sync)(/[A-Za-z0-9_][A-Za-z0-9_.-]*)+")
-_LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9_./-]+)")
+_REMEMBERED_BYTES = 1 << 20  # hashes of larger files are remembered
+_STALE_SECONDS = 86400  # another controller may still be fetching from a younger export
+_PIECE_BYTES = 1 << 20
 
 
-def collect(layout: Layout) -> dict[str, Any]:
-    """Make the run folder, or keep the newest one when it would be the same; describes what is to be fetched."""
+def collect(layout: Layout, anew: bool = False) -> dict[str, Any]:
+    """Make the run folder, or keep the newest one when it would be the same, and list what is to be fetched.
+
+    `anew`: hash every file again instead of believing what was remembered. Answers {"run", "export_id", "files",
+    "bytes", "listing": path below the project root, "lines"}.
+    """
     files = _run_files(layout)
-    text = _manifest({name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
+    text = "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
     runs = sorted(p for p in layout.runs.glob("run_*") if p.is_dir())
     wanted = {**files, MANIFEST: text.encode()}
     if not runs or any(_bytes(runs[-1] / name) != content for name, content in wanted.items()):
         runs.append(_write_run(layout, wanted))
-    listed = _export_files(layout, runs[-1].name)
-    hashes = {name: fingerprint.of_file(layout.outputs / name) for name in listed}
-    size = sum((layout.outputs / name).stat().st_size for name in listed)
+    entries, kept = _listed(layout, runs[-1].name, anew)
+    text = render(entries)
+    _write_export(layout, text, kept)
     return {
         "run": runs[-1].name,
-        "export_id": hashlib.sha256(_manifest(hashes).encode()).hexdigest(),
-        "files": len(listed),
-        "bytes": size,
+        "export_id": id_of(text.encode()),
+        "files": len(entries),
+        "bytes": sum(entry.size for entry in entries),
         "lines": [],
     }
 
@@ -74,18 +88,8 @@ def _bytes(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
 
 
-def _manifest(hashes: dict[str, str]) -> str:
-    """A manifest as sha256sum reads it."""
-    return "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes))
-
-
 def _write_run(layout: Layout, files: dict[str, bytes]) -> Path:
     stamp = f"{datetime.now(timezone.utc):%Y%m%d_%H%M%S}"
-    target = layout.runs / f"run_{stamp}"
-    number = 1
-    while target.exists():
-        number += 1
-        target = layout.runs / f"run_{stamp}_{number}"
     layout.runs.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=layout.runs))
     try:
@@ -93,208 +97,176 @@ def _write_run(layout: Layout, files: dict[str, bytes]) -> Path:
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
             (fresh / name).write_bytes(content)
         fresh.chmod(0o755)
-        fresh.rename(target)
+        for number in range(1, 1000):
+            target = layout.runs / (f"run_{stamp}_{number}" if number > 1 else f"run_{stamp}")
+            if target.exists():
+                continue
+            try:
+                fresh.rename(target)
+                break
+            except OSError:
+                if not target.exists():  # else another collect was quicker
+                    raise
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     sync_folder(layout.runs)
     return target
 
 
-def _export_files(layout: Layout, run: str) -> list[str]:
-    """Everything that goes home, as paths below outputs/: adapters, logs, states, the run."""
+def _sources(layout: Layout, run: str) -> dict[str, os.stat_result]:
+    """Everything that goes home, as paths below outputs/ with their stats: adapters, logs, states, the run."""
     folders = [layout.adapters / stage.adapter for stage in stages.load().stages]
     folders += [layout.logs, layout.state, layout.runs / run]
-    found = [
-        path.relative_to(layout.outputs).as_posix()
-        for folder in folders
-        for path in folder.rglob("*")
-        if path.is_file() and not path.is_symlink() and path != layout.lock
-    ]
-    return sorted(name for name in found if _NAME.fullmatch(name))
+    found = {}
+    for folder in folders:
+        for path in folder.rglob("*"):
+            name = path.relative_to(layout.outputs).as_posix()
+            if not NAME.fullmatch(name) or name.endswith(".lock"):
+                continue
+            try:
+                status = path.lstat()
+            except FileNotFoundError:  # replaced while we look
+                continue
+            if stat.S_ISREG(status.st_mode):
+                found[name] = status
+    return found
 
 
-def export(layout: Layout, run: str, archive: Path) -> dict[str, Any]:
-    """Pack a run with all adapters, logs and states into one tar, its manifest first."""
-    if not re.fullmatch(r"run_[0-9_]+", run) or not (layout.runs / run).is_dir():
-        raise InputError(f"there is no run {run!r} in {layout.runs}; collect first")
-    names = _export_files(layout, run)
-    hashes = {name: fingerprint.of_file(layout.outputs / name) for name in names}
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
-        text = _manifest(hashes).encode()
-        with tempfile.TemporaryFile() as stream:
-            stream.write(text)
-            stream.seek(0)
-            _add(tar, MANIFEST, len(text), stream)
-        for name in names:
-            path = layout.outputs / name
-            with path.open("rb") as content:
-                _add(tar, name, os.fstat(content.fileno()).st_size, content)
-    return {"archive": str(archive), "sha256": fingerprint.of_file(archive), "lines": []}
+def _listed(layout: Layout, run: str, anew: bool) -> tuple[list[Entry], dict[str, bytes]]:
+    """The files with sizes and hashes, and the content of those that a running plan replaces."""
+    memory = layout.cache / "export_hashes.json"
+    known = {} if anew else (read_json(memory) or {}).get("files", {})
+    for _ in range(5):
+        before = _sources(layout, run)
+        entries, kept, remembered = [], {}, {}
+        try:
+            for name, status in sorted(before.items()):
+                if name.startswith("state/") and name.endswith(".json"):
+                    kept[name] = (layout.outputs / name).read_bytes()
+                    entries.append(Entry(name, len(kept[name]), hashlib.sha256(kept[name]).hexdigest()))
+                    continue
+                stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+                sha256 = _hash(layout.outputs / name, status.st_size, known.get(name), stamp)
+                entries.append(Entry(name, status.st_size, sha256))
+                if status.st_size >= _REMEMBERED_BYTES and time.time() - status.st_mtime > 2:
+                    remembered[name] = [*stamp, sha256]
+        except FileNotFoundError:
+            continue
+        if _settled(before) == _settled(_sources(layout, run)):
+            if remembered != known:
+                write_json(memory, {"schema": 1, "files": remembered})
+            return entries, kept
+    raise Interrupted(f"the adapters in {layout.adapters} keep changing; collect again when the stage has ended")
 
 
-def _add(tar: tarfile.TarFile, name: str, size: int, stream: IO[bytes]) -> None:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = size, 0o644
-    tar.addfile(info, stream)
-
-
-def receive(archive: Path, sha256: str, output_dir: Path) -> dict[str, Any]:
-    """Verify an archive from a host and publish it below `output_dir`; nothing there is touched before.
-
-    Interrupted (exit code 7) when the archive, a member or the manifest does not hold, InputError when
-    `output_dir` is a folder of outputs that is trained in.
-    """
-    found = fingerprint.of_file(archive)
-    if found != sha256:
-        raise Interrupted(f"the archive arrived as {found[:12]}, the host sent {sha256[:12]}; collect again")
-    output_dir.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=".incoming-", dir=output_dir))  # 0700
-    try:
-        manifest = _unpack(archive, fresh)
-        export_id = hashlib.sha256(_manifest(manifest).encode()).hexdigest()
-        lines = closing_lines(fresh, manifest, output_dir)
-        if is_trained_in(output_dir):
-            if not _is_there(output_dir, manifest):
-                raise InputError(f"a host trains in {output_dir} itself; name another folder for what comes home")
-            return {"export_id": export_id, "lines": lines}  # the host's own outputs: they are home already
-        _publish(fresh, output_dir, sorted({unit_of(path) for path in manifest}))
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    record = {"schema": 1, "export_id": export_id, "files": manifest, "lines": lines}
-    write_json(output_dir / COLLECTED, record)
-    return {"export_id": export_id, "lines": lines}
-
-
-def is_trained_in(outputs: Path) -> bool:
-    """Whether a folder of outputs is a host's own: a plan with a supervisor's lock, which never comes home."""
-    here = all((outputs / "state" / name).exists() for name in ("plan.json", "supervisor.lock"))
-    return here and not (outputs / COLLECTED).exists()
-
-
-def _is_there(outputs: Path, manifest: dict[str, str]) -> bool:
-    paths = ((outputs / name, expected) for name, expected in manifest.items())
-    return all(path.is_file() and fingerprint.of_file(path) == expected for path, expected in paths)
-
-
-def _unpack(archive: Path, fresh: Path) -> dict[str, str]:
-    """Write the members of an archive below `fresh`; returns the manifest, equal to the tree both ways."""
-    manifest: dict[str, str] = {}
-    seen: set[str] = set()
-    try:
-        with tarfile.open(archive, "r:") as tar:
-            for member in tar:
-                plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
-                stream = tar.extractfile(member) if plain else None
-                if stream is None:
-                    raise Interrupted(f"{member.name!r} in the archive is not a regular file; nothing was taken over")
-                if not manifest:
-                    manifest = _parse_manifest(member, stream)
-                elif member.name not in manifest or member.name in seen:
-                    raise Interrupted(
-                        f"{member.name!r} is not, or twice, in the archive's manifest; nothing was taken over"
-                    )
-                else:
-                    seen.add(member.name)
-                    _write_member(fresh / member.name, stream, manifest[member.name])
-    except tarfile.TarError as problem:
-        raise Interrupted(f"the archive is damaged ({problem}); collect again") from None
-    missing = sorted(set(manifest) - seen)
-    if missing or not manifest:
-        raise Interrupted(f"the archive lacks {missing[0] if missing else MANIFEST!r}; collect again")
-    return manifest
-
-
-def _parse_manifest(member: tarfile.TarInfo, stream: IO[bytes]) -> dict[str, str]:
-    if member.name != MANIFEST:
-        raise Interrupted(f"the archive begins with {member.name!r}, not with {MANIFEST}; nothing was taken over")
-    manifest: dict[str, str] = {}
-    text = stream.read().decode("ascii", "replace")
-    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
-        match = _LINE.fullmatch(line)
-        folders = {path.as_posix() for path in PurePosixPath(match[2]).parents} if match else set()
-        if not match or not _NAME.fullmatch(match[2]) or match[2] in manifest or not folders.isdisjoint(manifest):
-            raise Interrupted(f"line {number} of the archive's manifest is {line[:80]!r}; nothing was taken over")
-        manifest[match[2]] = match[1]
-    if _manifest(manifest) != text:
-        raise Interrupted("the archive's manifest is not as it was written; nothing was taken over")
-    return manifest
-
-
-def _write_member(path: Path, stream: IO[bytes], expected: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _hash(path: Path, size: int, known: list[Any] | None, stamp: list[int]) -> str:
+    if known and known[:-1] == stamp:
+        return str(known[-1])
     digest = hashlib.sha256()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-    with os.fdopen(descriptor, "wb") as target:
-        while piece := stream.read(1 << 20):
+    with _opened(path) as stream:
+        for piece in _read(stream, size):
             digest.update(piece)
-            target.write(piece)
-        target.flush()
-        os.fsync(target.fileno())
-    if digest.hexdigest() != expected:
-        raise Interrupted(f"{path.name} in the archive does not match its manifest; collect again")
+    return digest.hexdigest()
 
 
-def unit_of(path: str) -> str:
-    """What is put in place as a whole: an adapter's folder, a run's folder, or a single file."""
-    parts = path.split("/")
-    return "/".join(parts[:2]) if parts[0] in ("adapter", "training_sync") else path
+def _settled(found: dict[str, os.stat_result]) -> dict[str, tuple[int, int, int]]:
+    """What must not change while it is hashed: adapters are swapped as a whole, never written in place."""
+    return {
+        name: (status.st_ino, status.st_size, status.st_mtime_ns)
+        for name, status in found.items()
+        if name.startswith("adapter/")
+    }
 
 
-def _publish(fresh: Path, output_dir: Path, names: list[str]) -> None:
-    """Rename everything into place; what was there comes back when one of the renames fails."""
-    moved: list[tuple[Path, Path, bool]] = []
-    try:
-        for name in names:
-            place = output_dir / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            old = place.with_name(f".{place.name}.old")
-            _remove(old)
-            there = os.path.lexists(place)
-            moved.append((place, old, there))
-            if there:
-                place.rename(old)
-            os.replace(fresh / name, place)
-    except BaseException:
-        for place, old, there in reversed(moved):
-            if not there or os.path.lexists(old):
-                _remove(place)
-            if os.path.lexists(old):
-                old.rename(place)
-        raise
-    for place, old, _ in moved:
-        sync_folder(place.parent)
-        _remove(old)
+def _opened(path: Path) -> IO[bytes]:
+    """A regular file for reading; whatever else has taken its place since is not read."""
+    stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise InputError(f"{path} is not a regular file any more; collect again")
+    return stream
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _read(stream: IO[bytes], size: int) -> Iterator[bytes]:
+    """At most `size` bytes from where the stream stands, in pieces."""
+    while size > 0 and (piece := stream.read(min(size, _PIECE_BYTES))):
+        size -= len(piece)
+        yield piece
 
 
-def closing_lines(outputs: Path, manifest: dict[str, str], shown: Path) -> list[str]:
-    """Where the summary, the adapters and the best model are, as the last lines of a run; `shown` is their folder.
+def _write_export(layout: Layout, text: str, kept: dict[str, bytes]) -> None:
+    """The folder of an export: its listing and the states as they were listed; old ones go."""
+    folder = _folder(layout, id_of(text.encode()))
+    for name, content in kept.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    write_text(folder / "listing", text)
+    for other in layout.cache.glob("export_*/"):
+        if other != folder and time.time() - other.stat().st_mtime > _STALE_SECONDS:
+            shutil.rmtree(other, ignore_errors=True)
 
-    Only what came with this export counts, not what an earlier host left in the same place.
+
+def _folder(layout: Layout, export_id: str) -> Path:
+    if not re.fullmatch(r"[0-9a-f]{64}", export_id):
+        raise InputError(f"{export_id!r} is not the id of an export; collect first")
+    return layout.cache / f"export_{export_id}"
+
+
+def export(layout: Layout, export_id: str, numbers: str, offset: int, most_bytes: int, token: str) -> dict[str, Any]:
+    """Write files of a listing one behind the other into one piece; answers {"bytes", "before", "lines"}.
+
+    `numbers`: places in the listing, as in "0-3,7"; `offset`: where to begin in the (only) file; `most_bytes`: how
+    much of it at most; `token`: a name for the piece, so that two controllers do not meet. `before` is the sha256
+    of the file's bytes up to the offset. A file that became shorter is filled up: its hash will tell.
     """
-    records = [asdict(stage) for stage in stages.load().stages]
-    context = summary.collect_context(outputs.parent, records, outputs=outputs)
-    runs = sorted({unit_of(name) for name in manifest if name.startswith("training_sync/")})
-    if runs:
-        context["run"] = runs[-1].split("/")[1]
-    return summary.closing_lines(context, str(shown))
+    folder = _folder(layout, export_id)
+    if not (folder / "listing").is_file():
+        raise InputError(f"there is no export {export_id[:12]} in {layout.cache}; collect first")
+    entries = parse_own((folder / "listing").read_text(encoding="ascii"))
+    wanted = [entries[number] for number in _numbers(numbers, len(entries))]
+    if offset and (len(wanted) != 1 or offset > wanted[0].size):
+        raise InputError(f"--offset {offset} needs one file of at least that size; it got {numbers}")
+    piece, before = folder / f"piece-{_checked(token)}", hashlib.sha256()
+    with piece.open("wb") as target:
+        for entry in wanted:
+            kept = folder / entry.path
+            with _opened(kept if kept.exists() else layout.outputs / entry.path) as stream:
+                for part in _read(stream, offset):
+                    before.update(part)
+                size = min(entry.size - offset, most_bytes)
+                end = target.tell() + size
+                for part in _read(stream, size):
+                    target.write(part)
+                target.truncate(end)
+                target.seek(end)
+    size = piece.stat().st_size
+    return {"bytes": size, "before": before.hexdigest(), "lines": []}
 
 
-def imported(output_dir: Path) -> dict[str, Any]:
-    """{"export_id", "lines"} of what is there already, an empty id when a file of it changed or is gone."""
-    record = read_json(output_dir / COLLECTED)
-    if record is None:
-        return {"export_id": "", "lines": []}
-    if not _is_there(output_dir, record["files"]):
-        return {"export_id": "", "lines": []}
-    return {"export_id": record["export_id"], "lines": record["lines"]}
+def _checked(token: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{8}", token):
+        raise InputError(f"the token {token!r} of a piece is not 8 hex digits; leave it to collect")
+    return token
+
+
+def _numbers(text: str, count: int) -> list[int]:
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,7})(?:-(\d{1,7}))?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+        if not match or not first <= last < count:
+            raise InputError(f"--files {part!r} names no file of an export of {count} files")
+        found += range(first, last + 1)
+    return found
+
+
+def end_export(layout: Layout, export_id: str, token: str) -> dict[str, Any]:
+    """Remove what an export needed, unless another controller has a piece of it; its files are verified there."""
+    folder = _folder(layout, export_id)
+    (folder / f"piece-{_checked(token)}").unlink(missing_ok=True)
+    if not list(folder.glob("piece-*")):
+        shutil.rmtree(folder, ignore_errors=True)
+    return {"lines": []}
 
 
 def write_score(path: Path, result: dict[str, Any]) -> None:

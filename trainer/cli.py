@@ -68,6 +68,7 @@ def _request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gate", default="strict", help=f"{' | '.join(stages.GATE_MODES)} (default: strict)")
     parser.add_argument("--skip-sample", action="store_true", help="record the smoke stage as skipped")
     parser.add_argument("--data-root", default="", metavar="DIR", help="folder that holds training/")
+    parser.add_argument("--plan-timeout-seconds", default=None, metavar="N", help="end the whole plan after this")
     parser.add_argument("--input", default="", metavar="FILE", help="the request as JSON; - is standard input")
 
 
@@ -125,27 +126,40 @@ def _add_data(add: Add) -> None:
 
 def _add_transfer(add: Add) -> None:
     source = add("source", help="the source tree as it goes to a host")
-    source.add_argument("action", choices=["hash", "pack", "verify"])
-    source.add_argument("--output", type=Path, metavar="FILE", help="pack: the archive to write")
-    source.add_argument("--expect", default="", metavar="ID", help="verify: the id that the tree must have")
+    source.add_argument("action", choices=["hash", "pin", "pack", "verify", "publish"])
+    source.add_argument("--output", type=Path, metavar="FILE", help="pack: the archive to write; - is standard output")
+    source.add_argument("--expect", default="", metavar="ID", help="verify, publish: the id that the tree must have")
+    source.add_argument("--commit", default="", help="verify, publish: the commit that the tree is of")
+    source.add_argument("--url", default="", help="pin: the repository (default: origin)")
+    source.add_argument("--revision", default="", help="pin: branch, tag or commit (default: HEAD)")
     _json_argument(source)
-    collect = add("collect", help="make the run folder with its summary")
+    collect = add("collect", help="make the run folder with its summary, and list what can be brought home")
+    collect.add_argument("--anew", action="store_true", help="hash every file again")
     _json_argument(collect)
-    export = add("export", help="pack a run with adapters, logs and states")
-    export.add_argument("--run", required=True)
-    export.add_argument("--output", required=True, type=Path, metavar="FILE")
+    export = add("export", help="write files of that listing into one piece")
+    export.add_argument("--export-id", required=True, metavar="ID")
+    export.add_argument("--token", required=True, help="a name for the piece: 8 hex digits")
+    export.add_argument("--files", default="0", metavar="0-3,7", help="places in the listing")
+    export.add_argument("--offset", type=int, default=0, metavar="BYTE", help="where to begin in the only file")
+    export.add_argument("--most-bytes", type=int, default=1 << 50, metavar="BYTES")
+    export.add_argument("--end", action="store_true", help="remove the piece and the listing")
     _json_argument(export)
-    receive = add("import", help="verify an exported archive and publish it")
-    receive.add_argument("--archive", required=True, type=Path, metavar="FILE")
-    receive.add_argument("--sha256", required=True)
+    receive = add("import", help="bring an export here and publish it (asks on standard output for what it needs)")
+    receive.add_argument("--host-root", required=True, metavar="DIR", help="the project root on the host")
+    receive.add_argument("--export-id", required=True, metavar="ID")
     receive.add_argument("--output-dir", required=True, type=Path, metavar="DIR")
-    _json_argument(receive)
+    receive.add_argument("--max-file-bytes", required=True, type=int, metavar="BYTES")
+    receive.add_argument("--max-total-bytes", required=True, type=int, metavar="BYTES")
     imported = add("imported", help="what was published before, verified")
     imported.add_argument("--output-dir", required=True, type=Path, metavar="DIR")
     _json_argument(imported)
 
 
 def _add_inner(add: Add) -> None:
+    secret = add("secret", help="keep a secret (on standard input) until the next plan's end, or remove it")
+    secret.add_argument("action", choices=["put", "forget"])
+    secret.add_argument("--name", default="hf_token", help="default: hf_token")
+    _json_argument(secret)
     worker = add("worker", help="(started by the supervisor)")
     worker.add_argument("--report-descriptor", required=True, type=int)
 
@@ -156,7 +170,11 @@ def request_from(arguments: argparse.Namespace) -> dict[str, Any]:
     The environment was read where such an input was made: on the controller, not on the host.
     """
     if arguments.input:
-        beside = [name for name in ("set", "stages", "profile", "skip_sample") if getattr(arguments, name)]
+        beside = [
+            name
+            for name in ("set", "stages", "profile", "skip_sample", "plan_timeout_seconds")
+            if getattr(arguments, name)
+        ]
         if beside:
             raise InputError(f"--{beside[0].replace('_', '-')} beside --input; say it in the input")
         try:
@@ -181,13 +199,26 @@ def request_from(arguments: argparse.Namespace) -> dict[str, Any]:
         "gate": arguments.gate,
         "skip_sample": arguments.skip_sample or skipped,
         "data_root": str(Path(arguments.data_root).resolve()) if arguments.data_root else "",
+        "plan_timeout_seconds": arguments.plan_timeout_seconds,
     }
+
+
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
+    try:
+        return build_parser().parse_args(words)
+    except InputError:
+        if "secret" not in words:
+            raise
+        raise InputError(  # whatever stands there may be the secret itself: it is not shown
+            "`secret` takes put or forget and --name; the value is read from standard input, never from an argument, "
+            "which every process can see"
+        ) from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors become their sentence on standard error and their exit code."""
     try:
-        arguments = build_parser().parse_args(argv)
+        arguments = _parsed(sys.argv[1:] if argv is None else argv)
         from trainer import commands
 
         root = arguments.project_root or Path(os.environ.get("TRAIN_SYNC_PROJECT_ROOT") or ".")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -13,17 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from trainer import (
+    arrival,
     artifacts,
     base,
     config,
+    courier,
+    credentials,
     diagnose,
     evaluate,
     ledger,
+    listing,
     precheck,
     process,
+    publication,
     recovery,
+    release,
+    repository,
     source,
     stages,
+    steps,
     supervisor,
     tables,
     watch,
@@ -32,7 +41,7 @@ from trainer import (
 from trainer import plan as plans
 from trainer.cli import request_from
 from trainer.errors import InputError, NotReady
-from trainer.state import Layout, read_stage
+from trainer.state import Layout, StateError, read_stage
 
 Arguments = argparse.Namespace
 
@@ -56,11 +65,42 @@ def training_root(root: Path) -> Layout:
 
 
 def submit(arguments: Arguments, root: Path) -> int:
-    answer(arguments, plans.submit(request_from(arguments), training_root(root)))
+    layout, request = training_root(root), request_from(arguments)
+    submitted = _submitted(request, layout)
+    if submitted["action"] == "none":  # how each stage stands: whoever would watch them need not ask again
+        names = stages.load().ordered(request.get("stages") or stages.load().names)
+        submitted["stages"] = {name: watch.follow(layout, submitted["plan_id"], name, 0, 0.0) for name in names}
+    answer(arguments, submitted)
+    return 0
+
+
+def _submitted(request: dict[str, Any], layout: Layout) -> dict[str, Any]:
+    """The answer of `submit`; where it starts no plan, nobody needs the secrets that were put here for it."""
+    action = ""
+    try:
+        recovery.mark_lost(layout)
+        found = plans.submit(request, layout)
+        action = found["action"]
+    finally:
+        if action != "start":
+            credentials.forget_unless_running(layout)
+    return found
+
+
+def secret(arguments: Arguments, root: Path) -> int:
+    """Keep a secret for the next plan, or remove what is kept; a value is read from standard input only."""
+    layout = training_root(root)
+    if arguments.action == "put":
+        credentials.put(layout, arguments.name, sys.stdin.read(4096))
+        answer(arguments, {"changed": True, "lines": []})
+    else:
+        answer(arguments, {"changed": credentials.forget_unless_running(layout), "lines": []})
     return 0
 
 
 def supervise(arguments: Arguments, root: Path) -> int:
+    with contextlib.suppress(PermissionError):  # a group leader already
+        os.setsid()  # whatever ends the process group of what launched us must not end the plan
     return supervisor.supervise(root, arguments.plan)
 
 
@@ -68,7 +108,7 @@ def run(arguments: Arguments, root: Path) -> int:
     """Submit, start a supervisor of its own session, watch; Ctrl-C leaves the plan running."""
     layout = training_root(root)
     request = request_from(arguments)
-    submitted = plans.submit(request, layout)
+    submitted = _submitted(request, layout)
     print("\n".join(submitted["lines"]), end="\n" if submitted["lines"] else "", flush=True)
     if submitted["action"] == "start":
         command = [
@@ -82,7 +122,7 @@ def run(arguments: Arguments, root: Path) -> int:
             submitted["plan_id"],
         ]
         subprocess.Popen(
-            command, cwd=plans.code_root(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            command, cwd=steps.code_root(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
     names = stages.load().ordered(request.get("stages") or stages.load().names)
@@ -129,36 +169,52 @@ def follow(arguments: Arguments, root: Path) -> int:
 
 
 def cancel(arguments: Arguments, root: Path) -> int:
-    layout = training_root(root)
-    record = plans.read_record(layout)
-    running = record is not None and record["status"] != "ended"
-    answer(arguments, {"cancelled": running, "lines": recovery.cancel(layout)})
+    lines = recovery.cancel(training_root(root))
+    answer(arguments, {"cancelled": not lines[0].startswith("no plan is running"), "lines": lines})
     return 0
 
 
 def status(arguments: Arguments, root: Path) -> int:
     layout = Layout(root)
+    trouble = ""
     if not (layout.outputs / artifacts.COLLECTED).exists():
-        recovery.mark_lost(layout)
+        try:
+            recovery.mark_lost(layout)
+        except recovery.Unwritten as problem:
+            trouble = str(problem)
     record = plans.read_record(layout)
-    states = {name: read_stage(layout, name) for name in stages.load().names}
+    states, unreadable = {}, []
+    for name in stages.load().names:
+        try:
+            states[name] = read_stage(layout, name)
+        except StateError as problem:
+            unreadable.append(f"{name:<{watch.NAME_WIDTH}}unreadable: {problem}")
     code, message = 0, "no plan was submitted yet"
     if record and arguments.plan in ("", record["plan_id"]):
         code, message = ledger.verdict(record)
         if record["status"] != "ended":
-            message = f"plan {record['plan_id']} is {record['status']}"
+            message = f"plan {record['plan_id']} is {record['status']}{_held_up(record)}"
     elif record:
         message = f"plan {arguments.plan} had nothing to do"
+    if trouble or unreadable:
+        code, message = 7, trouble or message
     found = {
         "plan": record,
-        "running": process.is_locked(layout.lock) if layout.lock.exists() else False,
+        "running": plans.is_running(layout, record) if layout.state.exists() else False,
         "stages": {name: state for name, state in states.items() if state},
         "exit_code": code,
         "message": message,
-        "lines": [message, *(_status_line(name, state) for name, state in states.items())],
+        "lines": [message, *(_status_line(name, state) for name, state in states.items()), *unreadable],
     }
     answer(arguments, found)
     return 0
+
+
+def _held_up(record: dict[str, Any]) -> str:
+    """What keeps a living supervisor from its work (somebody stopped it), or an empty text."""
+    who = record.get("supervisor") or {}
+    why = process.state_of(who["pid"]) if process.is_alive(who) else ""
+    return f"; its supervisor (pid {who['pid']}) {why}" if why else ""
 
 
 def _status_line(name: str, state: dict[str, Any] | None) -> str:
@@ -167,6 +223,8 @@ def _status_line(name: str, state: dict[str, Any] | None) -> str:
     measured = (state.get("gate") or {}).get("measured") or {}
     scores = ", ".join(f"{metric.replace('_', ' ')} {watch.figure(item)}" for metric, item in measured.items())
     shown = scores or state["message"] or state["phase"]
+    if state.get("stalled_since"):
+        shown += f", stalled since {state['stalled_since'][:16].replace('T', ' ')}"
     return f"{name:<{watch.NAME_WIDTH}}{state['status']:<10}{state['updated_at'][:16].replace('T', ' ')}  {shown}"
 
 
@@ -244,43 +302,72 @@ def score(arguments: Arguments, root: Path) -> int:
 def build_base(arguments: Arguments, root: Path) -> int:
     for name, value in workshop.WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # torch, which reads them, is imported below
-    print(base.build(Layout(root).models, arguments.corpus or plans.corpus()))
+    print(base.build(Layout(root).models, arguments.corpus or steps.corpus()))
     return 0
 
 
 def show_source(arguments: Arguments, root: Path) -> int:
-    if arguments.action == "verify":
-        found: dict[str, Any] = {"source_id": source.verify(Path.cwd(), arguments.expect)}
-    elif arguments.action == "pack":
+    """hash, pin, pack: of the checkout that this code is; verify, publish: of the tree in the current folder."""
+    here = steps.code_root()
+    if arguments.action == "pack":
         if arguments.output is None:
-            raise InputError("source pack needs --output FILE, the archive to write")
-        found = source.pack(plans.code_root(), arguments.output)
+            raise InputError("source pack needs --output FILE, the archive to write; - is standard output")
+        if str(arguments.output) == "-":
+            source.pack(here, sys.stdout.buffer)
+            return 0
+        with arguments.output.open("wb") as stream:
+            found = source.pack(here, stream)
+    elif arguments.action == "pin":
+        found = repository.pin(here, arguments.url, arguments.revision)
+    elif arguments.action == "verify":
+        found = _verified(Path.cwd(), arguments)
+    elif arguments.action == "publish":
+        found = release.publish(Layout(root), Path.cwd(), arguments.expect, arguments.commit)
     else:
-        found = source.describe(plans.code_root())
-    answer(arguments, {**found, "lines": [found["source_id"]]} if not arguments.json else found)
+        found = {**source.describe(here), "commit": repository.commit_of(here)}
+    words = [*found.get("lines", []), found.get("source_id") or found["commit"]]
+    answer(arguments, found if arguments.json else {"lines": words})
     return 0
+
+
+def _verified(tree: Path, arguments: Arguments) -> dict[str, Any]:
+    record = source.read_record(tree)
+    if record is None:
+        return {"source_id": source.verify(tree, arguments.expect), "commit": ""}
+    record = source.check_release(tree, arguments.expect or record["source_id"])
+    if arguments.commit and arguments.commit != record["commit"]:
+        raise InputError(f"the code in {tree} is of commit {record['commit'] or 'unknown'}, not {arguments.commit}")
+    return {"source_id": record["source_id"], "commit": record["commit"]}
 
 
 def collect(arguments: Arguments, root: Path) -> int:
     layout = training_root(root)
     if not layout.plan.exists():
         raise NotReady(f"nothing was trained in {root} yet, so there is nothing to collect; run a stage first")
-    answer(arguments, artifacts.collect(layout))
+    answer(arguments, artifacts.collect(layout, arguments.anew))
     return 0
 
 
 def export(arguments: Arguments, root: Path) -> int:
-    answer(arguments, artifacts.export(Layout(root), arguments.run, arguments.output))
+    layout, export_id, token = Layout(root), arguments.export_id, arguments.token
+    if arguments.end:
+        answer(arguments, artifacts.end_export(layout, export_id, token))
+    else:
+        piece = (arguments.files, arguments.offset, arguments.most_bytes)
+        answer(arguments, artifacts.export(layout, export_id, *piece, token))
     return 0
 
 
 def receive(arguments: Arguments, root: Path) -> int:
-    answer(arguments, artifacts.receive(arguments.archive, arguments.sha256, arguments.output_dir.resolve()))
+    caps = listing.Caps(arguments.max_file_bytes, arguments.max_total_bytes)
+    order = arrival.Order(arguments.host_root, arguments.export_id, arguments.output_dir.resolve(), caps)
+    pipe = courier.Pipe()
+    pipe.answer(arrival.receive(order, pipe))
     return 0
 
 
 def imported(arguments: Arguments, root: Path) -> int:
-    answer(arguments, artifacts.imported(arguments.output_dir.resolve()))
+    answer(arguments, publication.imported(arguments.output_dir.resolve()))
     return 0
 
 
@@ -308,5 +395,6 @@ COMMANDS: dict[str, Callable[[Arguments, Path], int]] = {
     "export": export,
     "import": receive,
     "imported": imported,
+    "secret": secret,
     "worker": work,
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -53,7 +54,18 @@ class Parameters:
         "Qwen/Qwen3-8B", "base model: hub id, local folder, or `embedded` for the tiny built one"
     )
     model_revision: str = _parameter("main", "branch, tag or commit of the base model on the hub")
-    use_modelscope: bool = _parameter(False, "download the base model from ModelScope")
+    use_modelscope: bool = _parameter(False, "try ModelScope before Hugging Face")
+    model_sources: str = _parameter(
+        "auto",
+        "where a base model that is no folder comes from: auto (both), or hub and modelscope in the order to try",
+        scope="runtime",
+    )
+    hf_endpoint: str = _parameter(
+        "auto", "Hugging Face or a mirror of it, https://…; auto: the host's HF_ENDPOINT, else the hub", scope="runtime"
+    )
+    network_environment_file: str = _parameter(
+        "none", "shell file of the host with the proxy of its downloads, such as /etc/network_turbo", scope="runtime"
+    )
     enable_thinking: bool = _parameter(False, "Qwen3 think block, the same in training, evaluation and export")
     use_qlora: bool = _parameter(True, "4-bit nf4 base with double quantisation (QLoRA)")
     compute_dtype: str = _parameter(
@@ -94,9 +106,21 @@ class Parameters:
     per_device_eval_batch_size: int = _parameter(16, "questions answered at a time", scope="evaluation", minimum=1)
     max_new_tokens: int = _parameter(1024, "longest answer", unit="tokens", scope="evaluation", minimum=1)
     logging_steps: int = _parameter(1, "report the loss every so many steps", unit="steps", scope="runtime", minimum=1)
+    save_steps: int = _parameter(
+        500, "write a checkpoint every so many optimiser steps; 0: not by steps", unit="steps", scope="runtime",
+        minimum=0,
+    )  # fmt: skip
+    save_seconds: int = _parameter(
+        300, "write a checkpoint also when so much time has passed since the last; 0: not by time", unit="seconds",
+        scope="runtime", minimum=0,
+    )  # fmt: skip
     stage_timeout_seconds: int = _parameter(
         21600, "longest time of one stage", unit="seconds", scope="runtime", minimum=1
     )
+    stall_timeout_seconds: int = _parameter(
+        1800, "a worker without a report and without work for the processor or GPU is reported as stalled after this",
+        unit="seconds", scope="runtime", minimum=1,
+    )  # fmt: skip
     stage_attempts: int = _parameter(
         1, "how often a stage is started when its worker is lost", scope="runtime", minimum=1
     )
@@ -105,6 +129,7 @@ class Parameters:
 FIELDS: dict[str, dataclasses.Field[Any]] = {item.name: item for item in fields(Parameters)}
 ENVIRONMENT_NAMES: dict[str, str] = {name.upper(): name for name in FIELDS}
 _TRUE = {"true", "yes", "on", "1", "y"}
+_ADDRESS = re.compile(r"https?://[^\s/@?#]+(/[^\s@?#]*)?")
 _FALSE = {"false", "no", "off", "0", "n"}
 # The name in circulation is not a published Qwen id; a copy of unknown content exists elsewhere.
 _WRONG_MODELS = {"qwen/qwen3-8b-instruct": "Qwen/Qwen3-8B"}
@@ -141,12 +166,24 @@ def convert(name: str, value: Any) -> Any:
         raise ValueError(f"is {_shown(value)}; it must be more than {shown_limit(above)}")
     if meta["choices"] and result not in meta["choices"]:
         raise ValueError(f"is {_shown(value)}; choose one of {', '.join(meta['choices'])}")
-    if name == "model_name_or_path" and result.lower() in _WRONG_MODELS:
-        right = _WRONG_MODELS[result.lower()]
-        raise ValueError(f"is {_shown(value)}, which Qwen never published; use {right}")
+    if isinstance(result, str):
+        _check_source(name, result)
     if name == "max_steps" and result == 0:
         raise ValueError("is 0, which trains nothing; use -1 for no limit or a positive number")
     return result
+
+
+def _check_source(name: str, value: str) -> None:
+    """ValueError for a base model or a source of it that is known to be wrong."""
+    if name == "model_name_or_path" and value.lower() in _WRONG_MODELS:
+        raise ValueError(f"is {_shown(value)}, which Qwen never published; use {_WRONG_MODELS[value.lower()]}")
+    if value == "auto":
+        return
+    if name == "model_sources" and not {part.strip() for part in value.split(",")} <= {"hub", "modelscope"}:
+        raise ValueError(f"is {_shown(value)}; give auto, or hub and modelscope separated by a comma")
+    if name == "hf_endpoint" and not _ADDRESS.fullmatch(value):
+        found = "an address with a user name or password" if "@" in value else _shown(value)
+        raise ValueError(f"is {found}; give auto, or an address such as https://hub.example.org")
 
 
 def _to_bool(value: Any) -> bool:

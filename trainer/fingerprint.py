@@ -15,7 +15,7 @@ from trainer.state import Layout, read_json, write_json
 
 # The modules whose text shapes an adapter, and those that shape its score. A changed comment in one of them
 # asks for a new result: better once too often than a report that its code does not explain.
-TRAINING_MODULES = ("encoding", "model", "train")
+TRAINING_MODULES = ("encoding", "model", "resume", "train")
 EVALUATION_MODULES = (
     "characters", "data", "encoding", "evaluate", "generate", "judges", "keypoints", "latex", "mathtext", "metrics",
     "records", "refusal", "sections",
@@ -68,17 +68,18 @@ def of_adapter(folder: Path) -> str | None:
 
 
 def of_base(parameters: config.Parameters, layout: Layout, corpus: Path) -> str:
-    """The base model's hash: of its inputs when embedded, of its files when local, else hub id and revision."""
+    """The base model's hash: of its inputs when embedded, of its files when local, else of the pinned commit's files.
+
+    Errors: those of `hub.resolve` for a repository that was never looked up before.
+    """
+    from trainer import hub  # it hashes with this module
+
     name = parameters.model_name_or_path
     if name == base.NAME:
         return base.input_hash(corpus)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _of_folder(folder, layout)
-    if folder.is_absolute() or name.startswith((".", "~")):
-        raise InputError(f"the base model {name!r} is not a folder of this host; correct model_name_or_path")
-    source = "modelscope" if parameters.use_modelscope else "hub"
-    return of_value([source, name, parameters.model_revision])
+    if hub.is_remote(name):
+        return hub.resolve(parameters, layout).identity
+    return _of_folder(Path(name).expanduser(), layout)
 
 
 def _of_folder(folder: Path, layout: Layout) -> str:

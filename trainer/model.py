@@ -39,12 +39,12 @@ def compute_dtype(wanted: str) -> torch.dtype:
 
 
 def load_base(path: str, parameters: Parameters) -> Base:
-    """The base model of `path` (folder or hub id) on the device of this host, ready for an adapter."""
+    """The base model in the folder `path` on the device of this host, ready for an adapter."""
     dtype = compute_dtype(parameters.compute_dtype)
-    tokenizer = load_tokenizer(path, revision=parameters.model_revision)
-    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
-    if not Path(path).is_dir():
-        options["revision"] = parameters.model_revision
+    tokenizer = load_tokenizer(path, local_only=True)
+    options: dict[str, Any] = {
+        "dtype": dtype, "trust_remote_code": False, "use_safetensors": True, "local_files_only": True,
+    }  # fmt: skip
     if parameters.use_qlora:
         options["quantization_config"] = quantisation(dtype)
     if torch.cuda.is_available():
@@ -150,16 +150,3 @@ def detach_adapter(adapted: PeftModel, base: Base) -> None:
     if hasattr(base.model, "peft_config"):
         del base.model.peft_config
     base.model.config.use_cache = False
-
-
-def download_from_modelscope(name: str, revision: str) -> str:
-    """The local folder of a model fetched from ModelScope; HostUnfit when its client is not installed."""
-    try:
-        from modelscope import snapshot_download  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        raise HostUnfit(
-            "use_modelscope needs the package modelscope, which is not installed; "
-            "install it into the trainer's environment or set use_modelscope to false"
-        ) from None
-    # ModelScope calls its default branch master.
-    return str(snapshot_download(name, revision="master" if revision == "main" else revision))

@@ -1,35 +1,27 @@
-"""The plan: what was asked for, checked as a whole, written once, and what each stage of it has to do. No torch."""
+"""The plan: what was asked for, checked as a whole and written once. No torch."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
-from trainer import config, data, fingerprint, stages
-from trainer.errors import InputError, Interrupted, NotReady
-from trainer.process import is_locked
-from trainer.stages import Stage, StageTable
-from trainer.state import (
-    SCHEMA,
-    Layout,
-    StateError,
-    append_event,
-    now,
-    read_json,
-    read_stage,
-    standing_result,
-    write_json,
-)
+from trainer import config, fingerprint, source, stages
+from trainer.errors import InputError, Interrupted
+from trainer.process import Locked, boot_id, boot_seconds, is_alive, is_locked, locked
+from trainer.state import SCHEMA, Layout, StateError, append_event, now, read_json, read_stage, write_json
+from trainer.steps import check_data, check_gates, code_root, is_skipped, steps
 
 REQUEST_FIELDS = (
-    "stages", "profile", "overrides", "gate", "skip_sample", "data_root", "source_id",
+    "stages", "profile", "overrides", "gate", "skip_sample", "data_root", "source_id", "plan_timeout_seconds",
 )  # fmt: skip
-SMOKE_STAGE = "sample"
+SINCE_THEN = ("plan_timeout_seconds",)  # fields that the files of earlier versions do not have
+# A submitted plan whose supervisor has not taken the lock after this long was never started.
+START_SECONDS = 60.0
+LOCK_WAIT_SECONDS = 2.0  # others who only look or write hold it for a moment
+PLAN_TIMEOUT_SECONDS = 259200  # three days
 CLOSING_SECONDS = 30.0  # a supervisor ends its worker within its grace of 20 s
 
 
@@ -47,11 +39,12 @@ class Plan:
     data_root: str
     source_id: str
     code_hash: str
+    plan_timeout_seconds: int = PLAN_TIMEOUT_SECONDS  # since the supervisor began, over all stages and attempts
 
     def content(self) -> dict[str, Any]:
-        """What was asked for, without when: two plans of the same content are the same job."""
+        """What was asked for, without when and for how long: two plans of the same content are the same job."""
         record = asdict(self)
-        del record["plan_id"], record["created_at"]
+        del record["plan_id"], record["created_at"], record["plan_timeout_seconds"]
         # Where a value came from does not make it another job.
         record["overrides"] = {name: item["value"] for name, item in self.overrides.items()}
         return record
@@ -60,42 +53,6 @@ class Plan:
         """Whether this plan does all that `other` asks for."""
         mine, theirs = self.content(), other.content()
         return set(theirs.pop("stages")) <= set(mine.pop("stages")) and mine == theirs
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one stage has to do: `train`, `evaluate` (weights unchanged), or nothing (`keep`), and why."""
-
-    stage: Stage
-    mode: str
-    reason: str
-    parameters: config.Parameters
-    sources: dict[str, str]
-    training: dict[str, str]
-    evaluation: dict[str, str]
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        return {
-            "training": fingerprint.of_value(self.training),
-            "evaluation": fingerprint.of_value(self.evaluation),
-            "parts": {**self.training, **self.evaluation},
-        }
-
-
-def code_root() -> Path:
-    """The folder that holds this trainer package, its data and its corpus."""
-    return Path(__file__).resolve().parent.parent
-
-
-def data_root(plan_value: str) -> Path:
-    """The data root of a plan: the shipped data unless a folder is named (relative: to the code)."""
-    return data.resolve_root(code_root() / Path(plan_value).expanduser() if plan_value else code_root() / "data")
-
-
-def corpus() -> Path:
-    """The course text that the embedded base is built from."""
-    return code_root() / "data" / "corpus"
 
 
 def from_request(request: Mapping[str, Any]) -> Plan:
@@ -112,6 +69,8 @@ def from_request(request: Mapping[str, Any]) -> Plan:
         hint = config.suggestion(str(gate), stages.GATE_MODES)
         findings.append(f"the gate is {gate!r}; choose one of {', '.join(stages.GATE_MODES)}{hint}")
     findings += _wrong_types(request)
+    limit, wrong = _whole_seconds(request.get("plan_timeout_seconds"))
+    findings += wrong
     config.raise_findings(findings)
     overrides: dict[str, config.Override] = {}
     for name, item in (request.get("overrides") or {}).items():
@@ -140,6 +99,7 @@ def from_request(request: Mapping[str, Any]) -> Plan:
         data_root=str(request.get("data_root") or ""),
         source_id=str(request.get("source_id") or ""),
         code_hash=fingerprint.of_code(),
+        plan_timeout_seconds=limit,
     )
     short = fingerprint.of_value(plan.content())[:8]
     return Plan(**{**plan.__dict__, "plan_id": f"{moment:%Y%m%dT%H%M%S}-{short}"})
@@ -160,6 +120,18 @@ def _wrong_types(request: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _whole_seconds(value: Any) -> tuple[int, list[str]]:
+    """The plan's time limit (a number, or the text that a command line makes of it) and findings on it."""
+    if value is None:
+        return PLAN_TIMEOUT_SECONDS, []
+    try:
+        found = 0 if isinstance(value, bool) else int(str(value))
+    except ValueError:
+        found = 0
+    wrong = f"the plan's plan_timeout_seconds is {value!r}; give a whole number of seconds, at least 1"
+    return found, [] if found >= 1 else [wrong]
+
+
 def read_record(layout: Layout) -> dict[str, Any] | None:
     """The plan file: the plan's fields, `status` (submitted | running | ended), `outcomes` by stage, processes.
 
@@ -168,7 +140,7 @@ def read_record(layout: Layout) -> dict[str, Any] | None:
     record = read_json(layout.plan)
     if record is None:
         return None
-    missing = [name for name in (*Plan.__dataclass_fields__, "status", "outcomes") if name not in record]
+    missing = {*Plan.__dataclass_fields__, "status", "outcomes"} - {*record, *SINCE_THEN}
     if missing or record["status"] not in ("submitted", "running", "ended"):
         raise StateError(f"the state file {layout.plan} is not a plan; restore it or move it away after a look")
     return record
@@ -176,7 +148,7 @@ def read_record(layout: Layout) -> dict[str, Any] | None:
 
 def of_record(record: Mapping[str, Any]) -> Plan:
     """The plan that a plan file describes."""
-    return Plan(**{name: record[name] for name in Plan.__dataclass_fields__})
+    return Plan(**{name: record[name] for name in Plan.__dataclass_fields__ if name in record})
 
 
 def read_plan(layout: Layout) -> Plan | None:
@@ -195,171 +167,84 @@ def check_code(plan: Plan) -> None:
         )
 
 
-def steps(plan: Plan, layout: Layout) -> list[Step]:
-    """What every stage of the plan has to do, from the inputs as they are now."""
-    table = stages.load()
-    root = data_root(plan.data_root)
-    found: list[Step] = []
-    previous = ""
-    changed_before = ""
-    for stage in table.stages:
-        if stage.name not in plan.stages:
-            previous = _recorded_training(layout, stage)
-            continue
-        step = _step(plan, layout, table, stage, root, previous, changed_before)
-        previous = step.fingerprint["training"]
-        if step.mode == "train" and not is_skipped(plan, stage):
-            changed_before = stage.name
-        found.append(step)
-    return found
+def check_source(plan: Plan) -> None:
+    """InputError when the plan names a source and this code is not the release of that source, as it was published."""
+    here = code_root()
+    if plan.source_id and (here.parent.name != "releases" or here.name != plan.source_id):
+        raise InputError(
+            f"the plan {plan.plan_id} names the source {plan.source_id}, and this code runs from {here}; "
+            f"start it from releases/{plan.source_id}, or submit it again with this code"
+        )
+    if plan.source_id:
+        source.check_release(here, plan.source_id)
 
 
-def is_skipped(plan: Plan, stage: Stage) -> bool:
-    """Whether the plan leaves out the smoke stage, as the user asked."""
-    return plan.skip_sample and stage.name == SMOKE_STAGE
+def is_running(layout: Layout, record: Mapping[str, Any] | None) -> bool:
+    """Whether somebody carries out a plan here; a supervisor whose lock file was deleted counts, too."""
+    if is_locked(layout.lock):
+        return True
+    return record is not None and record["status"] == "running" and is_alive(record.get("supervisor"))
 
 
-def _recorded_training(layout: Layout, stage: Stage) -> str:
-    record = read_stage(layout, stage.name) or {}
-    known = record.get("fingerprint") or (standing_result(record or None) or {}).get("fingerprint") or {}
-    return str(known.get("training", ""))
-
-
-def _step(
-    plan: Plan, layout: Layout, table: StageTable, stage: Stage, root: Path, previous: str, changed_before: str
-) -> Step:
-    parameters, sources = table.resolve(stage.name, plan.profile, plan.overrides)
-    base_hash = fingerprint.of_base(parameters, layout, corpus())
-    training = fingerprint.training_parts(stage, parameters, root, base_hash, previous)
-    evaluation = fingerprint.evaluation_parts(stage, table, parameters, root)
-    mode, reason = _decide(layout, stage, training, evaluation, changed_before)
-    return Step(stage, mode, reason, parameters, sources, training, evaluation)
-
-
-def _decide(
-    layout: Layout, stage: Stage, training: dict[str, str], evaluation: dict[str, str], changed_before: str
-) -> tuple[str, str]:
-    """(mode, reason): whether the recorded result still stands for these inputs."""
-    record = read_stage(layout, stage.name)
-    if record is None:
-        return "train", "it was not trained before"
-    result = standing_result(record)
-    if result is None:
-        return "train", f"its last run is {record['status']}"
-    kept = result["fingerprint"]
-    different = fingerprint.changed(kept.get("parts"), training)
-    if different:
-        words = {"previous": f"stage {changed_before or 'before it'}", "modules": "trainer code", "base": "base model"}
-        return "train", "changed: " + ", ".join(words.get(name, name) for name in different)
-    folder = layout.adapters / stage.adapter
-    if fingerprint.of_adapter(folder) != kept.get("adapter"):
-        return "train", f"the files of {stage.adapter} are not those that were trained"
-    different = fingerprint.changed(kept.get("parts"), evaluation)
-    if different or not _is_reported(folder / f"eval_report_{stage.name}.json", kept):
-        names = ", ".join(name.replace("_", " ") for name in different) or "its report is missing or another one's"
-        return "evaluate", f"changed for the score only: {names}"
-    return "keep", f"data, base model, parameters and code are those of {result['plan_id']}"
-
-
-def _is_reported(path: Path, kept: Mapping[str, Any]) -> bool:
-    """Whether the report beside an adapter is that of the result with these fingerprints.
-
-    A run that was lost between its report and its state leaves the report of another score.
-    """
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    told = report.get("fingerprint") if isinstance(report, dict) else None
-    return isinstance(told, dict) and all(told.get(x) == kept.get(x) for x in ("training", "evaluation", "adapter"))
-
-
-def check_gates(plan: Plan, layout: Layout) -> list[str]:
-    """Notes on earlier gates that the plan passes by; NotReady when one of them is closed.
-
-    A stage that the plan does not contain must have passed with the data, base and code of now.
-    """
-    table = stages.load()
-    notes: list[str] = []
-    if plan.gate == "off":
-        return notes
-    last = table.names.index(plan.stages[-1])
-    for stage in table.stages[:last]:
-        if stage.name in plan.stages or is_skipped(plan, stage):
-            continue
-        why = _why_closed(plan, layout, table, stage)
-        if not why:
-            continue
-        behind = next(name for name in plan.stages if table.names.index(name) > table.names.index(stage.name))
-        sentence = f"the gate before stage {behind} is closed: stage {stage.name} {why}"
-        if plan.gate == "strict":
-            raise NotReady(f"{sentence}; run {stage.name} first (tag {stage.tag}), or set the gate to warn")
-        notes.append(f"warning: {sentence}")
-    return notes
-
-
-def _why_closed(plan: Plan, layout: Layout, table: StageTable, stage: Stage) -> str:
-    """Why an earlier stage's gate is closed, or an empty text when it is open."""
-    record = read_stage(layout, stage.name)
-    if record is None:
-        return "has not run"
-    if record["status"] == "skipped":
-        return ""
-    if record["status"] == "missed":
-        return f"missed its gate ({'; '.join((record.get('gate') or {}).get('reasons', []))})"
-    if record["status"] != "passed":
-        return f"is {record['status']}"
-    kept = record["fingerprint"]
-    root = data_root(plan.data_root)
-    parameters, _ = table.resolve(stage.name, plan.profile, plan.overrides)
-    now_parts = {
-        "data": fingerprint.of_file(root / stage.data),
-        "base": fingerprint.of_base(parameters, layout, corpus()),
-        "modules": fingerprint.of_modules(fingerprint.TRAINING_MODULES),
-        "gate": fingerprint.evaluation_parts(stage, table, parameters, root)["gate"],
-    }
-    words = {"modules": "trainer code", "base": "base model", "gate": "targets"}
-    different = [words.get(name, name) for name in fingerprint.changed(kept["parts"], now_parts)]
-    if different:
-        return f"passed with other {' and '.join(different)}"
-    if fingerprint.of_adapter(layout.adapters / stage.adapter) != kept.get("adapter"):
-        return f"passed, but the files of {stage.adapter} are no longer those that passed"
-    return ""
-
-
-def check_data(plan: Plan) -> list[data.Finding]:
-    """The warnings on the data of the plan's stages; InputError with every fault."""
-    table = stages.load()
-    root = data_root(plan.data_root)
-    findings: list[data.Finding] = []
-    for name in plan.stages:
-        findings += data.check_stage(root, table, table.stage(name))
-    findings = list(dict.fromkeys(findings))
-    data.raise_errors(findings)
-    return findings
+def age_seconds(record: Mapping[str, Any]) -> float:
+    """How long ago a plan was submitted, whatever the machine's clock says since; infinite before a restart."""
+    submitted = record.get("submitted") or {}
+    if submitted.get("boot_id") != boot_id():
+        return float("inf")
+    return boot_seconds() - float(submitted["boot_seconds"])
 
 
 def submit(request: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     """Check a request as a whole and write it as the plan, unless it is running or done already.
 
     Returns {"plan_id", "action": start | watch | none, "lines"}: start a supervisor, watch the one that runs,
-    or nothing to do. Errors: InputError, NotReady (a closed gate), Interrupted (another plan is running).
+    or nothing to do. The same plan, submitted a moment ago and not yet started, is answered again: whoever of
+    two starts it first carries it out. Errors: InputError, NotReady (a closed gate), Interrupted (another plan
+    is running).
     """
     plan = from_request(request)
     _wait_for_last_word(layout)
-    current = read_plan(layout)
-    if current and is_locked(layout.lock):
-        if current.covers(plan):
-            return _answer(current, "watch", [f"plan {current.plan_id} is running: watching it"])
-        raise Interrupted(
-            f"plan {current.plan_id} is running here with other stages, parameters or code; "
-            "look at it with `status`, end it with `cancel`, or wait for its end"
-        )
+    if answer := _running(plan, layout):
+        return answer
     lines = [str(finding) for finding in check_data(plan)]
     lines += check_gates(plan, layout)
     if _is_done(plan, layout):
         return _answer(plan, "none", lines)
-    record = {"schema": SCHEMA, **asdict(plan), "status": "submitted", "outcomes": {}}
+    try:
+        with locked(layout.lock, LOCK_WAIT_SECONDS):
+            return _write_down(plan, layout, lines)
+    except Locked:
+        if answer := _running(plan, layout):
+            return answer
+        raise
+
+
+def _running(plan: Plan, layout: Layout) -> dict[str, Any] | None:
+    """The answer when a plan that does all this is running, None when none is; Interrupted when another one is."""
+    record = read_record(layout)
+    if record is None or not is_running(layout, record):
+        return None
+    current = of_record(record)
+    if not current.covers(plan):
+        raise Interrupted(
+            f"plan {current.plan_id} is running here with other stages, parameters or code; "
+            "look at it with `status`, end it with `cancel`, or wait for its end"
+        )
+    lines = [f"plan {current.plan_id} is running: watching it"]
+    if current.plan_timeout_seconds != plan.plan_timeout_seconds:
+        lines.append(f"its plan_timeout_seconds stays {current.plan_timeout_seconds}")
+    return _answer(current, "watch", lines)
+
+
+def _write_down(plan: Plan, layout: Layout, lines: list[str]) -> dict[str, Any]:
+    """Write the plan, under the lock; one that was submitted a moment ago and does all this is kept."""
+    record = read_record(layout)
+    if record and record["status"] == "submitted" and age_seconds(record) < START_SECONDS:
+        current = of_record(record)
+        if current.covers(plan):
+            return _answer(current, "start", lines)
+    submitted = {"boot_id": boot_id(), "boot_seconds": boot_seconds()}
+    record = {"schema": SCHEMA, **asdict(plan), "status": "submitted", "outcomes": {}, "submitted": submitted}
     write_json(layout.plan, record)
     append_event(layout, "plan submitted", plan_id=plan.plan_id, stages=plan.stages, gate=plan.gate)
     return _answer(plan, "start", lines)

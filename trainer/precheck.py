@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from trainer import base, config, data, encoding, fingerprint, stages
-from trainer import plan as plans
+from trainer import base, config, copies, data, encoding, fingerprint, hub, stages, steps
 from trainer.data import Finding
-from trainer.errors import InputError
+from trainer.errors import InputError, TrainerError
 from trainer.plan import Plan
+from trainer.repositories import TITLES, Listing
 from trainer.state import Layout
 
 PARAMETERS = "parameters"  # the place of a finding that is in no file
 PACKAGES = "packages"
+BASE_FIELDS = ("model_name_or_path", "model_revision", "use_modelscope", "model_sources", "hf_endpoint")
 
 
 @dataclass(frozen=True)
@@ -38,22 +41,36 @@ class Inspection:
         data.raise_errors(errors)
 
 
+@dataclass(frozen=True)
+class BaseCheck:
+    """Findings and lines on a base model, and its folder when it lies whole on this host."""
+
+    findings: list[Finding]
+    notes: list[str]
+    folder: Path | None
+
+
 def inspect(plan: Plan, layout: Layout) -> Inspection:
     """Everything that can be known about a plan's inputs without torch."""
     table = stages.load()
-    root = plans.data_root(plan.data_root)
+    root = steps.data_root(plan.data_root)
     findings: list[Finding] = []
     notes: list[str] = []
+    looked_at: dict[tuple[str, ...], BaseCheck] = {}  # the network is asked once, not once for each stage
     for name in plan.stages:
         stage = table.stage(name)
         parameters, _ = table.resolve(name, plan.profile, plan.overrides)
         findings += data.check_stage(root, table, stage)
-        findings += _check_base(parameters, layout)
+        key = tuple(str(getattr(parameters, field)) for field in BASE_FIELDS)
+        if key not in looked_at:
+            looked_at[key] = check_base(parameters, layout)
+        findings += looked_at[key].findings
+        notes += looked_at[key].notes
         if not any(f.severity == "error" and f.file in (stage.data, PARAMETERS) for f in findings):
-            more, note = _check_lengths(layout, stage, parameters, root)
+            more, note = _check_lengths(looked_at[key].folder, stage, parameters, root)
             findings += more
             notes += [note] if note else []
-    findings = list(dict.fromkeys(findings + check_packages(plans.code_root() / "requirements" / "trainer.txt")))
+    findings = list(dict.fromkeys(findings + check_packages(steps.code_root() / "requirements" / "trainer.txt")))
     lines = [str(finding) for finding in findings] + list(dict.fromkeys(notes))
     if not any(finding.severity == "error" for finding in findings):
         counts = {name: len(data.read_rows(root / table.stage(name).data)[0]) for name in plan.stages}
@@ -79,30 +96,75 @@ def check_packages(requirements: Path) -> list[Finding]:
     return findings
 
 
-def _check_base(parameters: config.Parameters, layout: Layout) -> list[Finding]:
-    """A finding when the base model is named as a folder that is none, or its corpus is missing."""
+def check_base(parameters: config.Parameters, layout: Layout) -> BaseCheck:
+    """Whether the base model is there, or can be had, and can be trained."""
+    name = parameters.model_name_or_path
     try:
-        fingerprint.of_base(parameters, layout, plans.corpus())
-    except InputError as problem:
-        return [_base_finding(problem)]
+        if not hub.is_remote(name):
+            fingerprint.of_base(parameters, layout, steps.corpus())
+            if name == base.NAME:
+                return BaseCheck([], [], base.location(layout.models, steps.corpus()))
+            folder = Path(name).expanduser()
+            return BaseCheck(_check_folder(folder), [], folder)
+        listing = hub.resolve(parameters, layout, remember=False)
+        notes = [note] if (note := hub.moved(parameters, layout)) else []
+        if copies.is_complete(layout, listing):
+            folder = copies.location(layout, listing)
+            return BaseCheck(_check_folder(folder), notes, folder)
+        copies.check_access(parameters, layout, listing)
+    except TrainerError as problem:
+        return BaseCheck([_base_finding(problem)], [], None)
+    source = f"{TITLES[listing.source]} ({listing.endpoint})"
+    told = (
+        f"{name}: {copies.size(listing.size)} in {len(listing.files)} files come from {source}, commit {listing.commit}"
+    )
+    return BaseCheck(_check_listing(listing), [*notes, told], None)
+
+
+def _check_listing(listing: Listing) -> list[Finding]:
+    """Findings on a model that is still to come."""
+    if listing.architectures and not _is_causal(listing.architectures):
+        return [_unfit(f"the base model {listing.name!r} is a {listing.architectures[0]}")]
+    missing = [name for name in ("config.json", "tokenizer_config.json") if name not in listing.files]
+    return [_unfit(f"the base model {listing.name!r} has no {missing[0]}")] if missing else []
+
+
+def _check_folder(folder: Path) -> list[Finding]:
+    """Findings on the configuration and weights of a model in a folder; its tokenizer is loaded for the lengths."""
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        names = [str(name) for name in settings.get("architectures") or []]
+    except (OSError, ValueError, AttributeError) as problem:
+        return [_unfit(f"the config.json of {str(folder)!r} cannot be read ({type(problem).__name__})")]
+    if names and not _is_causal(names):
+        return [_unfit(f"the base model in {str(folder)!r} is a {names[0]}")]
+    if not any(folder.glob("*.safetensors")):
+        return [_unfit(f"the base model in {str(folder)!r} has no safetensors weights")]
     return []
 
 
-def _base_finding(problem: InputError) -> Finding:
-    sentence, _, remedy = str(problem).partition("; ")
+def _is_causal(architectures: Iterable[str]) -> bool:
+    """What AutoModelForCausalLM loads is named so; a classifier or an encoder is not."""
+    return any(name.endswith("ForCausalLM") for name in architectures)
+
+
+def _unfit(problem: str) -> Finding:
+    return Finding("error", PARAMETERS, 0, "model_name_or_path", problem, "name an instruction-tuned causal model")
+
+
+def _base_finding(problem: TrainerError) -> Finding:
+    sentence, _, remedy = str(problem).rpartition("; ") if "; " in str(problem) else (str(problem), "", "")
     return Finding("error", PARAMETERS, 0, "model_name_or_path", sentence, remedy or "correct model_name_or_path")
 
 
 def _check_lengths(
-    layout: Layout, stage: stages.Stage, parameters: config.Parameters, root: Path
+    folder: Path | None, stage: stages.Stage, parameters: config.Parameters, root: Path
 ) -> tuple[list[Finding], str]:
     """Rows that are too long or train nothing, where the base's tokenizer is at hand; else a note."""
-    path = parameters.model_name_or_path
-    if path == base.NAME:
-        path = str(base.location(layout.models, plans.corpus()))
+    path = str(folder)
     try:
         metadata.version("transformers")
-        present = Path(path).is_dir()
+        present = folder is not None and folder.is_dir()
     except metadata.PackageNotFoundError:
         present = False
     if not present:

@@ -179,7 +179,13 @@ def _training_rows(training: Mapping[str, Any]) -> list[list[object]]:
     rows: list[list[object]] = []
     for name, value in training.items():
         if name == "seconds":
-            rows.append(["time", duration(value)])
+            rows.append(["time of all attempts" if training.get("resumed_from_steps") else "time", duration(value)])
+        elif name.endswith("_seconds"):
+            rows.append([f"time of {label(name.removesuffix('_seconds'))}s", duration(value)])
+        elif name == "resumed_from_steps":
+            rows.append(["resumed from", ", ".join(f"step {step}" for step in value) or "nothing (trained in one go)"])
+        elif name == "checkpoints_skipped":
+            rows += [["checkpoint not used", f"{item['name']}: {item['reason']}"] for item in value]
         else:
             rows.append([label(name), f"{value:.4g}" if isinstance(value, float) else value])
     return rows

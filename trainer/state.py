@@ -32,6 +32,10 @@ class Layout:
     """Where everything lies below one project root."""
 
     def __init__(self, project_root: Path) -> None:
+        self.move_to(project_root)
+
+    def move_to(self, project_root: Path) -> None:
+        """Follow a project root that was moved."""
         self.root = project_root.resolve()
         self.outputs = self.root / "outputs"
         self.adapters = self.outputs / "adapter"
@@ -39,6 +43,7 @@ class Layout:
         self.runs = self.outputs / "training_sync"
         self.state = self.outputs / "state"
         self.cache = self.outputs / "cache"
+        self.checkpoints = self.outputs / "checkpoints"
         self.models = self.root / "models"
         self.plan = self.state / "plan.json"
         self.events = self.state / "events.jsonl"
@@ -78,6 +83,12 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """fsync a file that somebody else wrote: its bytes survive a power loss."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -133,9 +144,20 @@ def standing_result(record: dict[str, Any] | None) -> dict[str, Any] | None:
     return record.get("superseded")
 
 
+def new_event(event: str, **fields: Any) -> dict[str, Any]:
+    """An event of now."""
+    return {"time": now(), "event": event, **fields}
+
+
 def append_event(layout: Layout, event: str, **fields: Any) -> dict[str, Any]:
-    """Append one event durably and return it. A torn last line (power loss) is closed first."""
-    record = {"time": now(), "event": event, **fields}
+    """Append one event durably and return it."""
+    record = new_event(event, **fields)
+    append_record(layout, record)
+    return record
+
+
+def append_record(layout: Layout, record: dict[str, Any]) -> None:
+    """Append an event durably. A torn last line (power loss, full disk) is closed first."""
     line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     layout.state.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(layout.events, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
@@ -143,17 +165,21 @@ def append_event(layout: Layout, event: str, **fields: Any) -> dict[str, Any]:
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             line = b"\n" + line
-        os.write(descriptor, line)
+        while line:  # a disk with some room left takes a part of it
+            line = line[os.write(descriptor, line) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    return record
 
 
 def read_events(layout: Layout, after: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """Whole events behind byte `after`, and where the next one will begin. A torn line is passed over."""
+    """Whole events behind byte `after`, and where the next one will begin. A torn line is passed over.
+
+    A log that is shorter than `after` is another one than that of the last reading, and is read from its start.
+    """
     events: list[dict[str, Any]] = []
     with contextlib.suppress(FileNotFoundError), layout.events.open("rb") as stream:
+        after = after if after <= os.fstat(stream.fileno()).st_size else 0
         stream.seek(after)
         for line in stream:
             if not line.endswith(b"\n"):

@@ -12,12 +12,14 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
+from trainer.checkpoint import Schedule, Store
 from trainer.config import Parameters
 from trainer.encoding import Example
-from trainer.errors import TrainingFailed
+from trainer.errors import InputError, TrainingFailed
 from trainer.model import Base
+from trainer.resume import STATE, Keeper, ResumableTrainer, Saver, cost_estimate, load_weights
 
 Report = Callable[..., None]  # report(event_name, **fields)
 
@@ -28,10 +30,11 @@ class Progress(TrainerCallback):
     def __init__(self, report: Report) -> None:
         self.report = report
         self.started = time.monotonic()
-        self.losses: list[float] = []
+        self.started_step = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.started = time.monotonic()
+        self.started_step = state.global_step  # more than 0 when it goes on from a checkpoint
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
@@ -44,9 +47,8 @@ class Progress(TrainerCallback):
             raise TrainingFailed(
                 f"the loss is {loss} at step {state.global_step}; lower the learning rate or check the data"
             )
-        self.losses.append(loss)
         seconds = max(time.monotonic() - self.started, 1e-9)
-        rate = state.global_step / seconds
+        rate = (state.global_step - self.started_step) / seconds
         self.report(
             "progress",
             step=state.global_step,
@@ -92,7 +94,8 @@ def settings(parameters: Parameters, base: Base, folder: Path, examples: int) ->
         logging_steps=parameters.logging_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,  # the filter would hide a NaN loss behind the last good one
-        save_strategy="no",
+        save_strategy="no",  # Saver decides, and ResumableTrainer writes
+        restore_callback_states_from_checkpoint=True,
         eval_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -105,38 +108,63 @@ def settings(parameters: Parameters, base: Base, folder: Path, examples: int) ->
 
 
 def train(
-    adapted: PeftModel, base: Base, examples: Sequence[Example], parameters: Parameters, folder: Path, report: Report
-) -> dict[str, Any]:
-    """Train the adapter in place; returns steps, epochs, examples, trained tokens, losses and seconds."""
+    adapted: PeftModel, base: Base, examples: Sequence[Example], parameters: Parameters, folder: Path, report: Report,
+    store: Store | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Train the adapter in place, from the newest checkpoint in `store` that fits, if one is given.
+
+    Returns steps, epochs, examples, trained tokens, losses, seconds, the account of the checkpoints, and `spent`:
+    the seconds of this process alone.
+    """
+    masked = [example.row_id for example in examples if not example.trained_tokens]
+    if masked:
+        raise InputError(f"row {masked[0]!r} trains no token (one of {len(masked)}); give the assistant an answer")
     set_seed(parameters.seed)
     dataset = Dataset.from_dict({"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]})
-    progress = Progress(report)
-    trainer = SFTTrainer(
+    trainer = ResumableTrainer(
         model=adapted,
         args=settings(parameters, base, folder, len(examples)),
         train_dataset=dataset,
         processing_class=base.tokenizer,
-        callbacks=[progress],
+        callbacks=[Progress(report)],
     )
     if base.dtype == torch.float32:  # TRL turns a quantised model's adapter to bfloat16, which CPUs crawl on
         for weight in adapted.parameters():
             if weight.requires_grad:
                 weight.data = weight.data.float()
-    started = time.monotonic()
-    outcome = trainer.train()
-    seconds = time.monotonic() - started
-    if outcome.global_step < 1 or not progress.losses:
+    schedule = Schedule(parameters.save_steps, parameters.save_seconds, cost_estimate(adapted))
+    keeper = Keeper(None if schedule.is_off else store, schedule, report)
+    state = _run(trainer, keeper)
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    if state.global_step < 1 or not losses:
         raise TrainingFailed("training ended without a step; check epochs, max_steps and the data")
+    if state.global_step < state.max_steps:
+        raise TrainingFailed(f"training ended at step {state.global_step} of {state.max_steps}; look at the log above")
     _check_weights(adapted)
     return {
-        "steps": outcome.global_step,
-        "epochs": round(float(trainer.state.epoch or 0.0), 3),
+        "steps": state.global_step,
+        "epochs": round(float(state.epoch or 0.0), 3),
         "examples": len(examples),
         "trained_tokens": sum(example.trained_tokens for example in examples),
-        "first_loss": progress.losses[0],
-        "last_loss": progress.losses[-1],
-        "seconds": round(seconds, 3),
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        **keeper.account(),
+        "checkpoints_skipped": keeper.choice.skipped,
+        "spent": keeper.spent(),
     }
+
+
+def _run(trainer: ResumableTrainer, keeper: Keeper) -> TrainerState:
+    """The loop, from its beginning, from a checkpoint, or not at all when the checkpoint is that of the last step."""
+    found = keeper.choose()
+    if found is not None and found.step >= found.total_steps:
+        load_weights(trainer.model, found.path)  # transformers would skip the training and keep the weights of before
+        return TrainerState.load_from_json(str(found.path / STATE))
+    trainer.keeper = keeper
+    trainer.add_callback(Saver(keeper, trainer))
+    with keeper.training():
+        trainer.train(resume_from_checkpoint=str(found.path) if found else None)
+    return trainer.state
 
 
 def _check_weights(adapted: PeftModel) -> None:

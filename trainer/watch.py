@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime, timezone
 from typing import Any
 
 from trainer import plan as plans
-from trainer.process import is_locked
-from trainer.recovery import mark_lost
+from trainer.plan import START_SECONDS
+from trainer.process import holder
+from trainer.recovery import Unwritten, mark_lost
 from trainer.state import Layout, read_events, read_stage
 
 POLL_SECONDS = 0.25
-# A submitted plan whose supervisor has not taken the lock after this long was never started.
-START_SECONDS = 60.0
 NAME_WIDTH = 8
 
 Event = dict[str, Any]
@@ -40,17 +38,23 @@ def follow(layout: Layout, plan_id: str, stage: str, after: int, wait_seconds: f
 def _result(layout: Layout, plan_id: str, stage: str) -> dict[str, Any] | None:
     record = plans.read_record(layout)
     if record is None or record["plan_id"] != plan_id:
+        if (holder(layout.lock) or {}).get("plan_id") == plan_id:
+            return None  # its file was removed under it: the supervisor writes it again
         return _without_plan(layout, record, stage)
     outcome = record["outcomes"].get(stage)
-    if stage == record["stages"][-1] and record["status"] == "running" and is_locked(layout.lock):
+    runs = plans.is_running(layout, record)
+    if stage == record["stages"][-1] and record["status"] == "running" and runs:
         return None  # the plan is over when its supervisor says so: what follows wants its last word
     if stage not in record["stages"]:
         outcome = {"status": "lost", "message": f"plan {plan_id} has no stage {stage}; submit it", "exit_code": 7}
-    if outcome is None and record["status"] == "running" and not is_locked(layout.lock):
-        mark_lost(layout)
+    if outcome is None and record["status"] == "running" and not runs:
+        try:
+            mark_lost(layout)
+        except Unwritten as problem:
+            return {"stage": stage, "status": "lost", "message": str(problem), "exit_code": problem.exit_code}
         outcome = (plans.read_record(layout) or record)["outcomes"].get(stage)
-    never_started = record["status"] == "submitted" and _age_seconds(record) > START_SECONDS
-    if outcome is None and never_started and not is_locked(layout.lock):
+    never_started = record["status"] == "submitted" and plans.age_seconds(record) > START_SECONDS
+    if outcome is None and never_started and not runs:
         message = f"the supervisor of plan {plan_id} did not start; run the playbook again"
         outcome = {"status": "lost", "message": message, "exit_code": 7}
     if outcome is None and record["status"] == "ended":
@@ -68,11 +72,6 @@ def _without_plan(layout: Layout, record: dict[str, Any] | None, stage: str) -> 
         return {"stage": stage, "status": "skipped", "exit_code": 0, "message": state["message"]}
     other = f"plan {record['plan_id']} is there now" if record else "no plan is there"
     return {"stage": stage, "status": "lost", "exit_code": 7, "message": f"the plan is gone: {other}"}
-
-
-def _age_seconds(record: dict[str, Any]) -> float:
-    created = datetime.fromisoformat(record["created_at"])
-    return (datetime.now(timezone.utc) - created).total_seconds()
 
 
 def lines_of(events: list[Event]) -> list[str]:
@@ -98,8 +97,20 @@ def line_of(event: Event) -> str:
     if event["event"] == "phase":
         rows = f", {event['rows']} rows" if "rows" in event else ""
         return f"{event['phase']}{rows}"
-    if event["event"] == "note":
+    if event["event"] in ("note", "not written"):
         return str(event["text"])
+    if event["event"] == "checkpoint":
+        return f"checkpoint at step {event['step']}"
+    if event["event"] == "resumed":
+        passed = event.get("skipped") or []
+        return f"resumed from step {event['step']}" + (
+            f" (passed over: {', '.join(map(str, passed))})" if passed else ""
+        )
+    if event["event"] == "stalled":
+        why = f" ({event['why']})" if event.get("why") else ""
+        return f"stalled for {clock(event['seconds'])}: no report, no processor time{why}; ended only by the time limit"
+    if event["event"] == "moving":
+        return f"moving again after {clock(event['seconds'])}"
     if event["event"] == "progress":
         return _training_line(event) if "step" in event else _evaluating_line(event)
     return ""

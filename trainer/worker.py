@@ -6,6 +6,7 @@ writes states. Standard output and error belong to the stage's log. Torch is imp
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -17,7 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import base as embedded
-from trainer import config, encoding, evaluate, fingerprint, process, stages, state
+from trainer import (
+    checkpoint,
+    config,
+    copies,
+    credentials,
+    encoding,
+    evaluate,
+    fingerprint,
+    hub,
+    process,
+    stages,
+    state,
+)
 from trainer.data import raise_errors, read_rows
 from trainer.errors import InputError, TrainerError, TrainingFailed
 
@@ -41,7 +54,8 @@ class Worker:
 
     def report(self, event: str, **fields: Any) -> None:
         """Tell the supervisor; a supervisor that is gone ends the worker (nothing trains unseen)."""
-        self.report_stream.write(json.dumps({"event": event, **fields}, ensure_ascii=False) + "\n")
+        line = json.dumps({"event": event, **fields}, ensure_ascii=False)
+        self.report_stream.write(credentials.scrub(line, credentials.known(self.layout)) + "\n")
 
     def run(self) -> int:
         """Carry out jobs until standard input ends; after a failed job the process is not used again."""
@@ -51,13 +65,15 @@ class Worker:
             try:
                 result = self.carry_out(job)
             except Exception as problem:  # reported with its kind; the traceback stands in the log
-                traceback.print_exc()
+                with contextlib.suppress(OSError):  # the disk of the log may be what failed
+                    traceback.print_exc()
                 kind = type(problem).__name__
                 sentence = str(problem).strip().splitlines()[0] if str(problem).strip() else kind
                 if not isinstance(problem, TrainerError):
                     sentence = f"{kind}: {sentence}"
                 lines = problem.lines if isinstance(problem, TrainerError) else []
-                print("\n".join(lines), file=sys.stderr, flush=True)
+                with contextlib.suppress(OSError):
+                    print("\n".join(lines), file=sys.stderr, flush=True)
                 self.report("failed", kind=kind, message=sentence)
                 return 1
             self.report("finished", result=result)
@@ -80,11 +96,10 @@ class Worker:
         if fingerprint.of_file(data_root / stage.data) != job["fingerprint"]["parts"]["data"]:
             raise InputError(f"{stage.data} changed after the plan had looked at it; submit the plan again")
         if job["mode"] == "train":
-            adapted, training = self._train(base, stage, parameters, numbered, folder)
+            adapted, training = self._train(base, stage, parameters, numbered, job)
         else:
             adapted, training = self._reload(base, folder)
-        times["train_seconds"] = training["seconds"] if job["mode"] == "train" else 0.0
-        times["save_seconds"] = training.pop("save_seconds", 0.0)
+        times |= training.pop("spent", {"train_seconds": 0.0})
 
         rows = [row for _, row in numbered]
         sets = evaluate.question_sets(stage, table, parameters, data_root, rows)
@@ -114,10 +129,13 @@ class Worker:
             path = parameters.model_name_or_path
             if path == embedded.NAME:
                 path = str(embedded.build(self.layout.models, corpus, say=self._say))
-            elif parameters.use_modelscope and not Path(path).is_dir():
-                path = model.download_from_modelscope(path, parameters.model_revision)
+            elif hub.is_remote(path):
+                path = str(copies.fetch(parameters, self.layout, self._say, self._phase))
             self.base, self.base_key = model.load_base(path, parameters), key
         return self.base
+
+    def _phase(self, name: str) -> None:
+        self.report("phase", phase=name)
 
     def _say(self, text: str) -> None:
         print(text, flush=True)
@@ -125,7 +143,7 @@ class Worker:
 
     def _train(
         self, base: Base, stage: stages.Stage, parameters: config.Parameters,
-        numbered: list[tuple[int, dict[str, Any]]], folder: Path,
+        numbered: list[tuple[int, dict[str, Any]]], job: Job,
     ) -> tuple[PeftModel, dict[str, Any]]:  # fmt: skip
         from trainer.model import attach_adapter
         from trainer.train import train
@@ -137,15 +155,16 @@ class Worker:
         raise_errors(findings)
         self.report("phase", phase="training", rows=len(numbered))
         adapted = attach_adapter(base, parameters)
-        training = train(adapted, base, examples, parameters, folder, self.report)
+        folder = Path(job["folder"])
+        training = train(adapted, base, examples, parameters, folder, self.report, store(job, parameters, base))
         started = time.monotonic()
         adapted.save_pretrained(str(folder), safe_serialization=True)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the eval report says more
-        training["save_seconds"] = round(time.monotonic() - started, 3)
+        spent = {**training.pop("spent"), "save_seconds": round(time.monotonic() - started, 3)}
         training["rows"] = len(numbered)
         training["dropped"] = []  # rows that do not fit are refused above, none is dropped
         write_plain_json(folder / "training.json", training)
-        return adapted, training
+        return adapted, {**training, "spent": spent}
 
     def _reload(self, base: Base, folder: Path) -> tuple[PeftModel, dict[str, Any]]:
         """The adapter trained before, for a new score of unchanged weights."""
@@ -211,7 +230,7 @@ class Worker:
             "evaluations": evaluations,
             "training": training,
             "parameters": job["parameters"],
-            "environment": environment(job, parameters),
+            "environment": {**environment(job, parameters), **hub.described(parameters, self.layout)},
             "times": times,
         }
         if job["mode"] == "train":
@@ -226,19 +245,34 @@ def write_plain_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
+def store(job: Job, parameters: config.Parameters, base: Base) -> checkpoint.Store | None:
+    """The stage's checkpoints, bound to all that shapes its training; None when the job names no folder for them."""
+    if not job.get("checkpoints"):
+        return None
+    shaping = config.by_scope(parameters, "training")
+    device, dtype = base.model.device.type, str(base.dtype).removeprefix("torch.")
+    inputs = checkpoint.made_with(job["fingerprint"]["parts"], shaping, versions(), device, dtype)
+    return checkpoint.Store(Path(job["checkpoints"]), inputs)
+
+
+def versions() -> dict[str, str | None]:
+    """The libraries that a result depends on, None for one that is not installed."""
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
 def environment(job: Job, parameters: config.Parameters) -> dict[str, Any]:
     """What the result was made with: versions, device, base, code."""
     import torch
 
-    versions: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     return {
         "python": platform.python_version(),
-        **versions,
+        **versions(),
         "platform": platform.platform(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "cpu_count": os.cpu_count(),

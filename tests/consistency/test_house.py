@@ -119,7 +119,8 @@ def test_what_ansible_cfg_names_is_there() -> None:
     settings.read(ROOT / "ansible.cfg", encoding="utf-8")
     for key in ("inventory", "roles_path", "action_plugins", "callback_plugins", "filter_plugins"):
         if key in settings["defaults"]:
-            assert (ROOT / settings["defaults"][key]).exists(), key
+            for name in settings["defaults"][key].split(","):
+                assert (ROOT / name.strip()).exists(), key
     for name in settings["defaults"]["callbacks_enabled"].split(","):
         assert (ROOT / "callback_plugins" / f"{name.strip()}.py").is_file()
 

@@ -15,7 +15,7 @@ from trainer import config, stages
 
 ROOT = Path(__file__).resolve().parents[2]
 ANSIBLE_FOLDERS = ("playbooks", "roles", "inventory", "action_plugins", "callback_plugins", "filter_plugins")
-STEPS = ("parameters", "precheck", "verdict")  # uses of the role that are no stages
+STEPS = ("connection", "parameters", "precheck", "verdict")  # uses of the role that are no stages
 
 
 def plays(name: str) -> Any:
@@ -57,7 +57,7 @@ def test_the_line_begins_with_the_parameters_and_ends_with_the_verdict() -> None
     (play,) = plays("playbooks/train_all.yml")
     order = [role.get("trainer_stage", role["role"]) for role in play["roles"]]
     names = stages.load().names
-    assert order == ["parameters", "gpu_host", "checkout", "precheck", *names, "artifacts", "verdict"]
+    assert order == ["parameters", "connection", "gpu_host", "checkout", "precheck", *names, "artifacts", "verdict"]
 
 
 def test_the_steps_of_the_role_are_those_of_the_playbook() -> None:
@@ -140,7 +140,7 @@ def test_the_inputs_of_a_role_are_its_specification(name: str) -> None:
 
 def test_importing_what_needs_no_torch_imports_none() -> None:
     """The controller and the supervisor never load it; only these modules may, and `worker` inside its functions."""
-    heavy = {"model", "train", "generate"}
+    heavy = {"model", "resume", "train", "generate"}
     names = sorted(p.stem for p in (ROOT / "trainer").glob("*.py") if p.stem not in {*heavy, "__main__"})
     code = (
         "import importlib, sys\n"

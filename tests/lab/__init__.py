@@ -11,5 +11,6 @@ from .controller import Controller
 from .host import Host
 from .lab import Lab
 from .namespaces import LabError, available
+from .proxy import Proxy
 
-__all__ = ["Controller", "Host", "Lab", "LabError", "available"]
+__all__ = ["Controller", "Host", "Lab", "LabError", "Proxy", "available"]

@@ -59,11 +59,10 @@ class Controller:
         self.first = descendant(self.process, 2)
 
     def read_terminal(self) -> None:
-        with self.log.open("ab", buffering=0) as log:
-            # A terminal that nobody holds any longer reads as an error.
-            with contextlib.suppress(OSError):
-                while piece := os.read(self.terminal, 65536):
-                    log.write(piece)
+        # A terminal that nobody holds any longer reads as an error.
+        with self.log.open("ab", buffering=0) as log, contextlib.suppress(OSError):
+            while piece := os.read(self.terminal, 65536):
+                log.write(piece)
 
     @property
     def output(self) -> str:

@@ -2,56 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import subprocess
-
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from . import layers
+from .disk import INODES, Disk
 from .namespaces import LabError, carry_out, wait_until
-
-if TYPE_CHECKING:
-    from .lab import Lab
 
 NOISE = """echo 'Welcome to this machine!  {"rc": 0, "stdout": ""}'
 printf '\\033[1;32mGPU: 1 x RTX 4090\\033[0m\\n'
 echo 'mail: you have no mail' >&2
 """
-RESERVE_INODES = 100_000
 
 
-class Faults:
-    """The faults of a host. `Host` brings the rest."""
-
-    lab: Lab
-    name: str
-    pid: int
-    port: int
-    python: str
-    data: str
-    has_password: bool
-
-    if TYPE_CHECKING:
-
-        @property
-        def root(self) -> Path: ...
-        @property
-        def layer(self) -> Path: ...
-        @property
-        def disk(self) -> str: ...
-        @property
-        def is_on(self) -> bool: ...
-        def groups(self) -> dict[str, Path]: ...
-        def run(
-            self, command: str, check: bool = True, input: str | None = None, timeout: float | None = 60.0
-        ) -> subprocess.CompletedProcess[str]: ...
-        def image_layers(self, kind: str) -> list[Path]: ...
-        def overlay(self, lower: list[Path], upper: str, work: str) -> str: ...
-        def reload_sshd(self) -> None: ...
-        def write_host_key(self) -> None: ...
+class Faults(Disk):
+    """The faults of a host."""
 
     # -- link --------------------------------------------------------------------------------------------------
 
@@ -101,14 +66,18 @@ class Faults:
             raise LabError(self.lab.missing("memory"))
         one = (group / "memory.limit_in_bytes").exists()
         limit = group / ("memory.limit_in_bytes" if one else "memory.max")
+        swap = group / ("memory.memsw.limit_in_bytes" if one else "memory.swap.max")
+        value = str(size_bytes) if size_bytes is not None else "-1" if one else "max"
         try:
-            limit.write_text(str(size_bytes) if size_bytes is not None else "-1" if one else "max")
+            if size_bytes is None and swap.exists():
+                swap.write_text(value)
+            limit.write_text(value)
+            if size_bytes is not None and swap.exists():
+                # Memory and swap together in the first version, swap alone in the second.
+                swap.write_text(value if one else "0")
         except OSError as error:
             used = (group / ("memory.usage_in_bytes" if one else "memory.current")).read_text().strip()
             raise LabError(f"{self.name} uses {used} bytes already: no limit of {size_bytes} ({error})") from error
-        if not one and size_bytes is not None:
-            with contextlib.suppress(OSError):
-                (group / "memory.swap.max").write_text("0")
 
     def oom_kills(self) -> int:
         group = self.groups().get("memory")
@@ -130,14 +99,19 @@ class Faults:
         """Leave so much space on the data disk, at the next page: writes get ENOSPC."""
         usage = self.data_usage()
         used = (usage.f_blocks - usage.f_bfree) * usage.f_frsize
-        # Zero would mean "no limit".
-        self.remount_data(f"size={max(used + leave_bytes, usage.f_frsize)}")
-        if leave_bytes < usage.f_frsize and not used:
-            with contextlib.suppress(OSError):
-                Path(f"{self.root}{self.data}/lost+found").write_bytes(b"x" * usage.f_frsize)
+        if not used:
+            # A size of zero would mean "no limit".
+            self.filler.write_bytes(b"x" * usage.f_frsize)
+            used = usage.f_frsize
+        self.remount_data(f"size={used + leave_bytes}")
 
     def free_disk(self) -> None:
-        self.remount_data(f"size={self.lab.data_bytes}")
+        self.remount_data(f"size={self.data_bytes}")
+        self.filler.unlink(missing_ok=True)
+
+    @property
+    def filler(self) -> Path:
+        return Path(f"{self.root}{self.data}/.filler")
 
     def fill_inodes(self, leave: int = 0) -> None:
         """Leave so many inodes on the data disk: new files get ENOSPC while there is space."""
@@ -145,7 +119,7 @@ class Faults:
         self.remount_data(f"nr_inodes={usage.f_files - usage.f_ffree + leave}")
 
     def free_inodes(self) -> None:
-        self.remount_data(f"nr_inodes={RESERVE_INODES}")
+        self.remount_data(f"nr_inodes={INODES}")
 
     # -- SSH and login -----------------------------------------------------------------------------------------
 
@@ -174,11 +148,6 @@ class Faults:
         self.set_sshd(PubkeyAuthentication="yes", PasswordAuthentication="no")
         self.has_password = False
 
-    def set_shadow(self, hashed: str) -> None:
-        path = self.root / "etc/shadow"
-        rows = path.read_text().splitlines(keepends=True)
-        path.write_text(f"root:{hashed}:19000:0:99999:7:::\n" + "".join(rows[1:]))
-
     def noisy_login(self) -> None:
         """The login shell talks on both outputs, also where nobody reads: no terminal, no command of its own."""
         self.quiet_login()
@@ -200,22 +169,3 @@ class Faults:
             raise LabError("a wrong clock needs libfaketime: apt-get install libfaketime")
         wanted = f"LD_PRELOAD={found[0]} FAKETIME={seconds:+g} FAKETIME_DONT_FAKE_MONOTONIC=1"
         self.set_sshd(SetEnv=wanted if seconds else "")
-
-    # -- Python ------------------------------------------------------------------------------------------------
-
-    def without_python(self) -> None:
-        """Hide the system's Python and pip. They come back with a host of its own."""
-        for name in layers.python_programs():
-            (self.root / name).unlink(missing_ok=True)
-
-    def with_miniconda(self) -> None:
-        """Give the host /root/miniconda3 with torch and the rest, without copying: see layers.provider_layers."""
-        if not (self.lab.layer / "provider").exists():
-            layers.write_provider_bin(self.lab.layer / "provider")
-        for number, (where, lower) in enumerate(layers.provider_layers(Path("/run/lab/provider"))):
-            lower = [*self.image_layers(f"provider-{number}"), *lower]
-            upper, work = f"upper-{number}", f"work-{number}"
-            self.lab.world.shell(
-                f"cd {self.disk}; mkdir -p {upper} {work} root/{where}; "
-                f"mount -t overlay -o {self.overlay(lower, upper, work)} overlay root/{where}"
-            )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import pwd
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,11 +17,25 @@ from typing import IO, Any
 
 import yaml
 
+from .connect import INSIDE
 from .controller import Controller
+from .groups import control_groups
 from .host import Host
 from .layers import mask_machine
-from .namespaces import HERE, SYSTEM_PATH, LabError, World, available, carry_out, control_groups, environment_with
+from .namespaces import (
+    HERE,
+    SYSTEM_PATH,
+    LabError,
+    World,
+    available,
+    carry_out,
+    environment_with,
+    identity,
+)
+from .proxy import Proxy
 
+REPOSITORY = HERE.parents[1]
+RECORD = "lab.json"
 NUMBERS = itertools.count(1)
 DATA_BYTES = 4 << 30
 
@@ -47,8 +63,9 @@ class Lab:
         self.hosts: list[Host] = []
         self.groups: dict[str, Path] = {}
         self.controllers: list[Controller] = []
-        self.closers: list[Any] = []
+        self.proxies: list[tuple[Proxy, Host]] = []
         self.last_number = 0
+        self.launcher: dict[str, int] = {}
         self.world: World
 
     # -- life --------------------------------------------------------------------------------------------------
@@ -66,6 +83,8 @@ class Lab:
         self.write_home()
         self.groups = control_groups(f"lab-{os.getpid()}-{next(NUMBERS)}")
         self.world = World.start(self.folder, list(dict.fromkeys(self.groups.values())), self.keep)
+        assert self.world.launcher
+        self.launcher = identity(self.world.launcher.pid)
         try:
             shutil.copy(HERE / "init.sh", self.layer / "init.sh")
             mask_machine(self.layer / "mask")
@@ -75,13 +94,31 @@ class Lab:
             raise
 
     def close(self) -> None:
-        for closer in [*self.closers, *self.controllers]:
-            closer.close()
+        for proxy, _ in self.proxies:
+            proxy.close()
+        for controller in self.controllers:
+            controller.close()
         self.world.close()
+        (self.folder / RECORD).unlink(missing_ok=True)
         for host in self.hosts:
             if host.process:
                 host.process.wait(30)
         self.hosts.clear()
+
+    def write_record(self) -> None:
+        """What another process needs to find this lab (standing.py)."""
+        rows = [
+            {
+                "number": host.number, "pid": host.pid, "python": host.python, "data_bytes": host.data_bytes,
+                "image": str(host.image.resolve()) if host.image else "", "has_password": host.has_password,
+            }
+            for host in self.hosts
+        ]  # fmt: skip
+        record = {
+            "world": identity(self.world.pid), "launcher": self.launcher, "last_number": self.last_number,
+            "groups": {kind: str(group) for kind, group in self.groups.items()}, "hosts": rows,
+        }  # fmt: skip
+        (self.folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
     @property
     def layer(self) -> Path:
@@ -146,8 +183,11 @@ class Lab:
 
     def pin_keys(self) -> None:
         """Let the controller trust the present keys of all hosts, and only those; write its ssh configuration."""
-        known = "".join(f"{host.key_name} {host.public_key()}\n" for host in self.hosts)
+        names = [(host.key_name, host) for host in self.hosts]
+        names += [(f"[{proxy.address}]:{proxy.port}", host) for proxy, host in self.proxies if host in self.hosts]
+        known = "".join(f"{name} {host.public_key()}\n" for name, host in names)
         (self.home / ".ssh" / "known_hosts").write_text(known)
+        self.write_record()
         (self.home / ".ssh" / "config").write_text(
             "".join(f"Host {h.name}\n  HostName {h.address}\n  Port {h.port}\n  User root\n" for h in self.hosts)
         )
@@ -158,7 +198,7 @@ class Lab:
             "PATH": f"{sys.prefix}/bin:{SYSTEM_PATH}", "HOME": str(self.home), "USER": "root", "LOGNAME": "root",
             "SHELL": "/bin/bash", "LANG": "C.UTF-8", "TERM": "xterm", "ANSIBLE_NOCOLOR": "1",
             # Short, whatever the folder: a socket's path has 107 characters at most.
-            "ANSIBLE_SSH_CONTROL_PATH_DIR": "/run/cp",
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": "/run/cp", INSIDE: "1",
         }  # fmt: skip
 
     def controller(
@@ -190,6 +230,16 @@ class Lab:
         options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "ServerAliveInterval=5"]
         return self.run(["ssh", *options, host.name, command], check=check, timeout=timeout, input=input, cwd="/")
 
+    def proxy(self, host: Host, **limits: Any) -> Proxy:
+        """A proxy in front of the host's SSH port (see Proxy for the limits), trusted with the host's key.
+
+        `lab.write_inventory(path, host, ansible_host=proxy.address, ansible_port=proxy.port)` leads through it.
+        """
+        proxy = Proxy(self.world, (host.address, host.port), **limits)
+        self.proxies.append((proxy, host))
+        self.pin_keys()
+        return proxy
+
     def inventory(self, *hosts: Host, **host_vars: Any) -> dict[str, Any]:
         """The inventory as data: group gpu_hosts with all or these hosts, each with `host_vars`."""
         rows = {
@@ -201,9 +251,21 @@ class Lab:
         }  # fmt: skip
         return {"gpu_hosts": {"hosts": rows}}
 
+    def way_in(self) -> dict[str, Any]:
+        """Variables with which an inventory leads into the lab from this machine too, without `exec` (connect.py).
+
+        For those who cannot start in the lab's network, as molecule: what calls ssh by itself does not see them.
+        """
+        connect = f"{sys.executable} -IS {HERE / 'connect.py'} {self.world.pid} %h %p"
+        options = [f"ProxyCommand={connect}", "ProxyUseFdpass=yes", f"UserKnownHostsFile={self.home}/.ssh/known_hosts"]
+        return {"ansible_ssh_common_args": " ".join(f"-o {shlex.quote(option)}" for option in options)}
+
     def write_inventory(self, path: Path, *hosts: Host, **host_vars: Any) -> Path:
-        """Write the inventory as YAML; a folder gets the file `hosts.yml`. Returns the file."""
+        """Write the inventory as YAML, beside the project's group_vars; a folder gets `hosts.yml`. Returns the file."""
         path = path / "hosts.yml" if path.is_dir() else path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(self.inventory(*hosts, **host_vars), sort_keys=False), encoding="utf-8")
+        shared = path.parent / "group_vars"
+        if not shared.exists():
+            shared.symlink_to(REPOSITORY / "inventory" / "group_vars")
         return path

@@ -23,7 +23,7 @@ TOOLS = ("bash", "ip", "mount", "nsenter", "pivot_root", "setpriv", "ssh", "ssh-
 DEADLINE_SECONDS = 30.0
 CLONE_NEWNET = 0x40000000
 T = TypeVar("T")
-# What a host needs from the kernel, tried at once: a bridge, an overlay over the machine's own root, a device, a whiteout.
+# What a host needs from the kernel, tried at once: a bridge and a pair, an overlay over the machine's root, a whiteout.
 TRIAL = """
 set -e
 mount -t tmpfs tmpfs /run
@@ -103,6 +103,14 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def identity(pid: int) -> dict[str, int]:
+    """A process by pid and start time (ticks since boot); empty when it is not there."""
+    try:
+        return {"pid": pid, "started": int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])}
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+
+
 def carry_out(
     argv: Sequence[str],
     *,
@@ -128,14 +136,16 @@ def carry_out(
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         raise
-    done = subprocess.CompletedProcess(list(says or argv), process.returncode, out, err)
-    if check and done.returncode:
-        raise LabError(f"{' '.join(done.args)!r} ended with {done.returncode}: {err.strip() or out.strip()}")
+    # As a shell tells it: nsenter and unshare end by the signal that ended their command.
+    code = process.returncode if process.returncode >= 0 else 128 - process.returncode
+    done = subprocess.CompletedProcess(list(says or argv), code, out, err)
+    if check and code:
+        raise LabError(f"{' '.join(done.args)!r} ended with {code}: {err.strip() or out.strip()}")
     return done
 
 
 class World:
-    """The outer namespaces: network with a bridge, mounts with a tmpfs on /run, processes. `pid` is their first process."""
+    """The outer namespaces: network with a bridge, mounts with a tmpfs on /run, processes; `pid` is their first."""
 
     def __init__(self, pid: int, launcher: subprocess.Popen[bytes] | None = None) -> None:
         self.pid = pid
@@ -143,19 +153,22 @@ class World:
 
     @classmethod
     def start(cls, folder: Path, groups: Sequence[Path], keep: bool = False) -> World:
-        """Namespaces that end with this process; with `keep`, when a line is written into `folder`/stop."""
+        """Namespaces that end with this process; with `keep`, when their launcher gets SIGTERM."""
         environment = {"PATH": SYSTEM_PATH, "GATEWAY": GATEWAY, "GATEWAY_MAC": GATEWAY_MAC}
         log = folder / "world.log"
         with contextlib.ExitStack() as stack:
             stdin: Any = subprocess.PIPE
+            kept: tuple[int, ...] = ()
             if keep:
-                os.mkfifo(folder / "stop", 0o600)
-                # Opened for both: it never comes to an end of its own.
-                stdin = os.open(folder / "stop", os.O_RDWR)
+                # The launcher holds both ends: its input never ends.
+                stdin, writing = os.pipe()
+                kept = (writing,)
                 stack.callback(os.close, stdin)
+                stack.callback(os.close, writing)
             launcher = subprocess.Popen(
                 ["bash", str(HERE / "world.sh"), str(folder), *map(str, groups)], env=environment, stdin=stdin,
                 stdout=subprocess.PIPE, stderr=stack.enter_context(log.open("wb")), cwd="/", start_new_session=True,
+                pass_fds=kept,
             )  # fmt: skip
             assert launcher.stdout
             if launcher.stdout.readline() != b"ready\n":
@@ -207,42 +220,12 @@ class World:
         if self.launcher:
             if self.launcher.stdin:
                 self.launcher.stdin.close()
+            else:
+                self.launcher.terminate()
             try:
                 self.launcher.wait(DEADLINE_SECONDS)
             finally:
                 self.launcher.kill()
-
-
-def control_groups(name: str) -> dict[str, Path]:
-    """Fresh control groups of a lab, below this process's own, by what they can do: memory, freeze.
-
-    What the machine does not have is not in the answer. They are removed by the lab's launcher.
-    """
-    own = {}
-    for row in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = row.split(":", 2)
-        own.update({controller: path.strip("/") for controller in controllers.split(",")})
-    parents: dict[str, Path] = {}
-    for row in Path("/proc/self/mounts").read_text().splitlines():
-        _, mount, kind, options, *_ = row.split()
-        for controller in {"cgroup": options.split(","), "cgroup2": [""]}.get(kind, []):
-            if controller in ("", "memory", "freezer"):
-                # A container may show its own group as the root of what it mounts.
-                below = Path(mount) / own.get(controller, "")
-                parents[controller] = below if below.is_dir() else Path(mount)
-    wanted = {"freeze": "" if "" in parents else "freezer", "memory": "memory" if "memory" in parents else ""}
-    found: dict[str, Path] = {}
-    for what, controller in wanted.items():
-        if controller not in parents:
-            continue
-        group = parents[controller] / name
-        with contextlib.suppress(OSError):
-            group.mkdir(exist_ok=True)
-            if (what, controller) == ("memory", ""):
-                (group.parent / "cgroup.subtree_control").write_text("+memory")
-                (group / "cgroup.subtree_control").write_text("+memory")
-            found[what] = group
-    return found
 
 
 def environment_with(base: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:

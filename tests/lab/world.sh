@@ -1,4 +1,4 @@
-# The lab's first process, outside of its namespaces: starts them, waits for a line or the end of its standard input,
+# The lab's first process, outside of its namespaces: starts them, waits for SIGTERM or the end of its standard input,
 # kills everything in them at once and removes what namespaces do not: control groups.
 # Arguments: the folder of the lab, the control groups of the lab.
 set -u
@@ -26,18 +26,27 @@ setpriv --pdeathsig KILL unshare --net --mount --pid --fork --kill-child=KILL --
   bash "${BASH_SOURCE[0]}" inside "$folder" < /dev/null &
 child=$!
 exec > /dev/null
-read -r _
-for group; do
-  # A task that the first version's freezer holds cannot even be killed.
-  find "$group" -name freezer.state -exec sh -c 'echo THAWED > "$1"' sh {} \; 2> /dev/null
-done
-# With the first process goes everything; `unshare` ends when nothing is left.
-kill -9 $(cat "/proc/$child/task/$child/children") 2> /dev/null
-wait "$child"
-for group; do
-  for _ in $(seq 100); do
-    find "$group" -depth -type d -exec rmdir {} \; 2> /dev/null
-    [ -d "$group" ] || break
-    sleep 0.05
+finish() {
+  trap '' TERM INT HUP
+  # With the first process goes everything; `unshare` ends when nothing is left.
+  kill -9 $(cat "/proc/$child/task/$child/children") 2> /dev/null
+  for group in "${groups[@]}"; do
+    # What is frozen cannot be killed (first version), or not be waited for by its frozen parent.
+    find "$group" -name freezer.state -exec sh -c 'echo THAWED > "$1"' sh {} \; 2> /dev/null
+    find "$group" -name cgroup.freeze -exec sh -c 'echo 0 > "$1"' sh {} \; 2> /dev/null
   done
-done
+  wait "$child"
+  for group in "${groups[@]}"; do
+    for _ in $(seq 100); do
+      find "$group" -depth -type d -exec rmdir {} \; 2> /dev/null
+      [ -d "$group" ] || break
+      sleep 0.05
+    done
+  done
+  exit 0
+}
+groups=("$@")
+trap finish TERM
+trap '' INT HUP
+read -r _
+finish

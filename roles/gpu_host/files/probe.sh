@@ -1,5 +1,7 @@
 # Reads a host and prints what it finds. It changes nothing, needs no Python and ends with status 0.
-# Arguments: project root, venv folder, the interpreter to try first (may be empty), seconds for nvidia-smi.
+# Arguments: project root, venv folder, the interpreter to try first (may be empty), seconds for nvidia-smi,
+# seconds for the import of torch; then "marker", "variable" or "disk", each followed by its value: a path and a
+# name of an environment variable that tell a provider, and a folder that may be a data disk.
 # Every line of the answer is "gpu_host|KEY|TEXT", so that login noise can be told from it; a key that
 # comes again makes a list. An answer without "gpu_host|end" was cut off.
 LC_ALL=C
@@ -8,6 +10,8 @@ project_root=$1
 venv=$2
 given_python=$3
 smi_seconds=${4:-30}
+torch_seconds=${5:-90}
+if [ $# -ge 5 ]; then shift 5; else shift $#; fi
 tab=$(printf '\t')
 
 say() { printf 'gpu_host|%s|%s\n' "$1" "$2"; }
@@ -134,18 +138,42 @@ read_gpu() {
 
 read_disk() { # NAME FOLDER
     existing=$2
+    case $existing in "~"*) existing=${HOME:-/root}${existing#"~"} ;; esac
+    asked=$existing
     while [ ! -e "$existing" ] && [ -n "$existing" ] && [ "$existing" != / ] && [ "$existing" != . ]; do
         existing=$(dirname "$existing")
     done
     writable=no
     [ -d "$existing" ] && [ -w "$existing" ] && writable=yes
-    say "disk.$1.asked" "$2"
+    say "disk.$1.asked" "$asked"
     say "disk.$1.existing" "$existing"
     say "disk.$1.writable" "$writable"
     bounded 10 df -kP "$existing"
     say_lines "disk.$1.blocks" <"$scratch/out"
     bounded 10 df -iP "$existing"
     say_lines "disk.$1.inodes" <"$scratch/out"
+}
+
+# Names of environment variables only: values may be secrets. sshd starts sessions without those of PID 1.
+has_variable() {
+    env | grep -q "^$1=" && return 0
+    tr '\0' '\n' 2>/dev/null </proc/1/environ | grep -q "^$1="
+}
+
+read_provider() { # KIND VALUE ...
+    disks=0
+    while [ $# -ge 2 ]; do
+        case $1 in
+        marker) [ -e "$2" ] && say provider.marker "$2" ;;
+        variable) has_variable "$2" && say provider.variable "$2" ;;
+        disk)
+            disks=$((disks + 1))
+            say "disk.data$disks.listed" "$2"
+            read_disk "data$disks" "$2"
+            ;;
+        esac
+        shift 2
+    done
 }
 
 read_venv() {
@@ -156,11 +184,12 @@ read_venv() {
     elif [ -d "$venv" ] && [ -z "$(ls -A "$venv" 2>/dev/null)" ]; then state=empty
     else state=other; fi
     say venv.state "$state"
+    grep -qi '^include-system-site-packages *= *true' "$venv/pyvenv.cfg" 2>/dev/null && say venv.system_site yes
     [ -f "$venv/gpu_host/stamp" ] && head -n 1 "$venv/gpu_host/stamp" | say_lines venv.stamp
 }
 
-# Fields: version, module venv with ensurepip, pip, torch, torch's CUDA. torch is read, not imported:
-# an import takes seconds and may hang on a sick driver. Plain text, as python3-minimal has no json.
+# Fields: version, module venv with ensurepip, pip, torch, torch's CUDA, prefix, prefix of the interpreter below it,
+# where torch lies. torch is read, not imported. Plain text, as python3-minimal has no json.
 python_questions='
 import os, re, sys
 from importlib.util import find_spec
@@ -171,44 +200,104 @@ def found(name):
         return None
 def word(test):
     return "yes" if test else "no"
-torch, cuda = "", ""
+torch, cuda, place = "", "", ""
 spec = found("torch")
 if spec is not None and spec.origin:
     try:
         text = open(os.path.join(os.path.dirname(spec.origin), "version.py")).read()
         torch = "".join(re.findall(r"(?m)^__version__[^=]*= *.([^\x27\"]+)", text)[:1])
         cuda = "".join(re.findall(r"(?m)^cuda[^=]*= *[\x27\"]([0-9.]+)", text)[:1]) or "none"
+        place = "own" if spec.origin.startswith(os.path.join(sys.prefix, "")) else "outside"
     except Exception:
         pass
 print("\t".join(["%d.%d.%d" % sys.version_info[:3], word(found("venv") and found("ensurepip")),
-                 word(found("pip")), torch, cuda]))
+                 word(found("pip")), torch, cuda, sys.prefix, sys.base_prefix, place]))
 '
 
+# Whether torch works there: "yes", "no" (no GPU), or the end of what it said. An import takes seconds and may hang
+# on a sick driver, so it is asked only while the venv is not finished.
+try_torch() { # PATH
+    bounded "$torch_seconds" "$1" -I -c 'import torch; print("gpu_host=" + ("yes" if torch.cuda.is_available() else "no"))'
+    sees=$(sed -n 's/^gpu_host=//p' "$scratch/out" | tail -n 1)
+    if [ "$rc" = timeout ]; then sees="no answer in $torch_seconds s"; fi
+    [ -n "$sees" ] || sees="status $rc: $(tail -n 1 "$scratch/err" | tr '\t' ' ' | cut -c 1-120)"
+}
+
 ask_python() { # ORIGIN PATH; status 0 when it answered
-    case " $asked_pythons " in *" $2 "*) return 1 ;; esac
-    asked_pythons="$asked_pythons $2"
+    case "$asked_pythons" in *"|$2|"*) return 1 ;; esac
+    asked_pythons="$asked_pythons|$2|"
     bounded 20 "$2" -I -c "$python_questions"
-    if [ "$rc" = 0 ]; then
-        say python "$1$tab$2$tab$(tail -n 1 "$scratch/out")"
-    else
+    # pyenv's shim of a version that is not switched on; the versions themselves are asked later.
+    case $2 in */shims/*) [ "$rc" = 0 ] || return 1 ;; esac
+    if [ "$rc" != 0 ]; then
         say python.failed "$1$tab$2$tab$rc$tab$(tail -n 1 "$scratch/err" | cut -c 1-200)"
         return 1
     fi
+    answer=$(tail -n 1 "$scratch/out")
+    prefix=$(printf '%s' "$answer" | cut -f 6)
+    # python3 and python3.12 of one folder are one Python.
+    case "$asked_prefixes" in *"|$prefix|"*) return 0 ;; esac
+    asked_prefixes="$asked_prefixes|$prefix|"
+    sees=
+    if [ -z "$stamped" ] && [ -n "$(printf '%s' "$answer" | cut -f 4)" ] &&
+        [ "$prefix" = "$(printf '%s' "$answer" | cut -f 7)" ]; then
+        try_torch "$2"
+    fi
+    path=$2
+    case $path in */shims/*) path=$prefix/bin/python3 ;; esac
+    say python "$1$tab$path$tab$answer$tab$sees"
+}
+
+# PATH as a login shell makes it: conda and pyenv are often put there by a profile. Profiles may print or hang.
+login_path() {
+    bounded 10 "${SHELL:-/bin/sh}" -lc 'printf "\ngpu_host_path=%s\n" "$PATH"'
+    sed -n 's/^gpu_host_path=//p' "$scratch/out" | tail -n 1
+}
+
+ask_folders() { # ORIGIN FOLDER...
+    origin=$1
+    shift
+    for folder in "$@"; do
+        for name in python3 python3.14 python3.13 python3.12 python3.11; do
+            [ -x "$folder/$name" ] && ask_python "$origin" "$folder/$name"
+        done
+    done
+}
+
+ask_path() { # ORIGIN PATH_VARIABLE
+    IFS=:
+    set -f
+    # shellcheck disable=SC2086 # the words are what is wanted
+    set -- "$1" $2
+    set +f
+    unset IFS
+    ask_folders "$@"
+}
+
+# Conda installations and their environments, pyenv's versions, folders that images put a Python in.
+ask_known() {
+    home=${HOME:-/root}
+    for base in "$home" /root /opt /usr/local; do
+        for name in miniconda3 miniconda anaconda3 conda miniforge3 mambaforge; do
+            [ -d "$base/$name" ] && ask_folders conda "$base/$name/bin" "$base/$name"/envs/*/bin
+        done
+    done
+    ask_folders pyenv "${PYENV_ROOT:-$home/.pyenv}"/versions/*/bin
+    ask_folders known /usr/local/bin /usr/bin /venv/main/bin /opt/venv/bin
 }
 
 read_pythons() {
     asked_pythons=
+    asked_prefixes=
+    stamped=
+    [ ! -s "$venv/gpu_host/stamp" ] || stamped=yes
     if [ "$state" = venv ]; then
-        ask_python venv "$venv/bin/python" && return 0
+        ask_python venv "$venv/bin/python" && [ -n "$stamped" ] && return 0
     fi
     [ -z "$given_python" ] || ask_python given "$given_python"
-    for name in python3 python3.13 python3.12 python3.11 python3.14; do
-        path=$(command -v "$name" 2>/dev/null) && ask_python path "$path"
-    done
-    for path in /root/miniconda3/bin/python3 "${HOME:-/root}/miniconda3/bin/python3" /opt/conda/bin/python3 \
-        "${HOME:-/root}"/.pyenv/versions/*/bin/python3 /usr/local/bin/python3; do
-        [ -x "$path" ] && ask_python known "$path"
-    done
+    ask_path path "$PATH"
+    ask_path login "$(login_path)"
+    ask_known
 }
 
 echo
@@ -222,6 +311,8 @@ if make_scratch; then
     read_gpu
     read_disk project_root "$project_root"
     read_disk venv "$venv"
+    read_disk system /
+    read_provider "$@"
     read_venv
     read_pythons
 else

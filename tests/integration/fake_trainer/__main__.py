@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -77,13 +78,20 @@ def source(host: Host, args: argparse.Namespace) -> dict[str, Any]:
     digest = hashlib.sha256()
     for path in sources():
         digest.update(str(path.relative_to(Path.cwd())).encode() + path.read_bytes())
-    answer: dict[str, Any] = {"source_id": digest.hexdigest()[:16]}
+    answer: dict[str, Any] = {"source_id": digest.hexdigest()[:16], "commit": "", "lines": []}
     if args.what == "pack":
-        with tarfile.open(args.output, "w:gz") as archive:
+        with tarfile.open(fileobj=sys.stdout.buffer, mode="w|gz") as archive:
             for path in sources():
                 archive.add(path, arcname=str(path.relative_to(Path.cwd())))
-    if args.what == "verify" and answer["source_id"] != args.expect:
+        sys.stdout.flush()
+        sys.exit()
+    if args.what in ("verify", "publish") and answer["source_id"] != args.expect:
         raise Refused(2, f"the source is {answer['source_id']}, not {args.expect}")
+    if args.what == "publish":
+        release = host.root / "releases" / answer["source_id"]
+        os.rename(Path.cwd(), release)
+        (host.root / ".code.new").symlink_to(f"releases/{release.name}")
+        os.replace(host.root / ".code.new", host.root / "code")
     return answer
 
 
@@ -100,19 +108,34 @@ def submit(host: Host, args: argparse.Namespace) -> dict[str, Any]:
     (host.root / "submitted.jsonl").open("a").write(json.dumps(plan) + "\n")
     if state["running"]:
         return {"plan_id": state["plan"]["plan_id"], "action": "watch", "lines": ["plan: runs"]}
-    state["plan"] = {**plan, "plan_id": f"plan{state['starts']}"}
+    state["plan"] = {**plan, "plan_id": f"plan{state['starts']}", "status": "submitted"}
     todo = [s for s in plan["stages"] if state["stages"].get(s, {}).get("status") != "passed"]
     action = "start" if todo else "none"
     if todo:
-        state["running"] = True
-        state["starts"] += 1
         state["lines"] = {}
         state["stages"] |= {stage: {"status": "pending"} for stage in todo}
     host.write(state)
-    return {"plan_id": state["plan"]["plan_id"], "action": action, "lines": [f"plan: {action}"]}
+    answer: dict[str, Any] = {"plan_id": state["plan"]["plan_id"], "action": action, "lines": [f"plan: {action}"]}
+    if not todo:
+        looks = {name: argparse.Namespace(stage=name, after=0, wait_seconds=0) for name in plan["stages"]}
+        answer["stages"] = {name: watch(host, look) for name, look in looks.items()}
+    return answer
 
 
 def supervise(host: Host, args: argparse.Namespace) -> dict[str, Any]:
+    with (host.state_file.parent / "launches").open("a") as launches:
+        launches.write("1\n")
+    with (host.state_file.parent / "lock").open("a") as lock:  # held as long as this process lives
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        state = host.state()
+        if state["plan"]["status"] != "submitted" or state["plan"]["plan_id"] != args.plan:
+            raise Refused(7, "not ours to run")
+        state["plan"]["status"], state["running"], state["starts"] = "running", True, state["starts"] + 1
+        host.write(state)
+        return carry_out(host)
+
+
+def carry_out(host: Host) -> dict[str, Any]:
     outcomes, stopped = host.outcomes(), False
     for stage in host.state()["plan"]["stages"]:
         if host.state()["stages"][stage]["status"] == "passed":
@@ -129,6 +152,7 @@ def supervise(host: Host, args: argparse.Namespace) -> dict[str, Any]:
         state["stages"][stage] = closed if stopped else end
         # In one write: whoever sees the last stage ended may submit the next plan.
         state["running"] = any(found["status"] == "pending" for found in state["stages"].values())
+        state["plan"]["status"] = "running" if state["running"] else "ended"
         host.write(state)
         stopped = stopped or (end["exit_code"] != 0 and state["plan"]["gate"] == "strict")
     return {}
@@ -169,11 +193,7 @@ def collect(host: Host, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def export(host: Host, args: argparse.Namespace) -> dict[str, Any]:
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(args.output, "w") as archive:
-        archive.add(host.root / "outputs" / "training_sync", arcname="training_sync")
-    digest = hashlib.sha256(Path(args.output).read_bytes()).hexdigest()
-    return {"archive": args.output, "sha256": digest}
+    return {"lines": []}
 
 
 def closing(folder: Path) -> dict[str, Any]:
@@ -188,13 +208,19 @@ def imported(host: Host, args: argparse.Namespace) -> dict[str, Any]:
     return closing(Path(args.output_dir))
 
 
+def ask(request: dict[str, Any]) -> None:
+    print(json.dumps(request), flush=True)
+    if not json.loads(sys.stdin.readline())["ok"]:
+        raise Refused(7, "it did not arrive")
+
+
 def import_(host: Host, args: argparse.Namespace) -> dict[str, Any]:
-    archive = Path(args.archive)
-    if hashlib.sha256(archive.read_bytes()).hexdigest() != args.sha256:
-        raise Refused(2, "the archive is damaged")
-    with tarfile.open(archive) as opened:
-        opened.extractall(args.output_dir, filter="data")
-    return closing(Path(args.output_dir))
+    target = Path(args.output_dir) / "training_sync" / "run_fake" / "TRAINING_SUMMARY.md"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source = f"{args.host_root}/outputs/training_sync/run_fake/TRAINING_SUMMARY.md"
+    ask({"fetch": {"source": source, "target": str(target), "limit_bytes": 1 << 20}})
+    ask({"run": ["export", "--json"]})
+    return {"answer": {**closing(Path(args.output_dir)), "changed": True}}
 
 
 COMMANDS = {
@@ -209,9 +235,9 @@ def main() -> int:
     parser.add_argument("--project-root", type=Path, default=Path())
     parser.add_argument("command", choices=sorted(COMMANDS))
     parser.add_argument("what", nargs="?")
-    for option in ("--input", "--output", "--output-dir", "--archive", "--sha256", "--expect"):
+    for option in ("--input", "--output", "--output-dir", "--host-root", "--export-id", "--expect", "--commit"):
         parser.add_argument(option)
-    for option in ("--plan", "--stage", "--data-root", "--run"):
+    for option in ("--plan", "--stage", "--data-root", "--max-file-bytes", "--max-total-bytes"):
         parser.add_argument(option)
     parser.add_argument("--after", type=int, default=0)
     parser.add_argument("--wait-seconds", type=float, default=0)

@@ -19,12 +19,14 @@ DATA = "/root/autodl-tmp/data"
 BASE = "/root/autodl-tmp/base"
 DEADLINE_SECONDS = 240.0  # generous: the machine is shared, and a worker's imports take most of a stage
 
+LONG = {"trainer_hp_max_steps": 500}  # seconds of training, so that something can happen meanwhile
+ONE = ("--tags", "sample")
+
 Event = dict[str, Any]
 
 
 def prepare(host: Host, base: Path, data: Path) -> None:
-    """Give a host what the fault tests stand on: the trainer's environment, a small base model, rows to learn."""
-    host.run(f"/root/miniconda3/bin/python -m venv --system-site-packages {ROOT}/venv")
+    """Give a host what the fault tests stand on: a small base model and rows to learn."""
     shutil.copytree(base, f"{host.root}{BASE}")
     shutil.copytree(data, f"{host.root}{DATA}")
 
@@ -39,14 +41,10 @@ class Remote:
         self.outputs = folder / "outputs"
         folder.mkdir(parents=True, exist_ok=True)
         self.inventory = lab.write_inventory(
-            folder / "hosts.yml", host, ansible_python_interpreter=f"{ROOT}/venv/bin/python"
+            folder / "hosts.yml", host, project_root=ROOT, gpu_host_venv_dir=f"{ROOT}/venv"
         )
         self.variables = {
-            "project_root": ROOT,
-            "gpu_host_venv_dir": f"{ROOT}/venv",
             "gpu_host_gate": "off",
-            "gpu_host_requirements_files": [],  # prepare() has put everything there
-            "gpu_host_constraints_files": [],
             "artifacts_output_dir": str(self.outputs),
             "trainer_data_root": DATA,
             **{f"trainer_hp_{name}": value for name, value in LEARNING.items()},
@@ -139,3 +137,11 @@ def error_of(output: str) -> str:
     lines = [line for line in output.splitlines() if line.startswith("error: ")]
     assert lines, output[-2000:]
     return lines[-1]
+
+
+def assert_trained_once(remote: Remote, stage: str = "sample") -> None:
+    """One plan, one attempt, one training of the stage, which passed."""
+    assert remote.state(stage)["status"] == "passed"
+    assert remote.phases("training") == [stage]
+    assert [e["stage"] for e in remote.events() if e["event"] == "stage started"] == [stage]
+    assert [e["event"] for e in remote.events()].count("plan started") == 1

@@ -89,9 +89,39 @@ def test_rescued_and_ignored_failures_do_not_count(callback: Any) -> None:
 
 
 def test_unreachable_host_is_named(callback: Any) -> None:
-    callback.v2_runner_on_unreachable(result("a", msg="timed out"))
-    callback.v2_playbook_on_stats(stats(dark=("a",)))
-    assert callback._display.err == ["error: host a is unreachable: timed out"]
+    callback.v2_runner_on_unreachable(
+        result("a", msg="Failed to connect: ssh: connect to host box port 22: Connection refused")
+    )
+    with pytest.raises(SystemExit) as ended:
+        callback.v2_playbook_on_stats(stats(dark=("a",)))
+    assert ended.value.code == 4
+    assert callback._display.err[0].startswith("error: box port 22 refuses the connection; ")
+
+
+def test_untrusted_key_of_a_host_with_a_password_is_named(callback: Any) -> None:
+    said = "Using a SSH password instead of a key is not possible because Host Key checking is enabled. Please"
+    callback.v2_runner_on_failed(result("a", msg=said))
+    with pytest.raises(SystemExit) as ended:
+        callback.v2_playbook_on_stats(stats(failures=("a",)))
+    assert ended.value.code == 4
+    assert "make trust" in callback._display.err[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["/checkout/inventory/remote.yml"], "-i inventory/remote.yml "),
+        (["/elsewhere/my hosts.yml", "two,"], "-i '/elsewhere/my hosts.yml' -i two, "),
+        (["/checkout/default.yml"], ""),
+    ],
+)
+def test_commands_carry_the_inventory_that_was_given(
+    monkeypatch: pytest.MonkeyPatch, given: list[str], words: str
+) -> None:
+    monkeypatch.setattr(plugin.os, "getcwd", lambda: "/checkout")
+    monkeypatch.setattr(plugin.constants, "DEFAULT_HOST_LIST", ["/checkout/default.yml"])
+    monkeypatch.setattr(plugin.context, "CLIARGS", {"inventory": given})
+    assert plugin.chosen_inventory() == words
 
 
 @pytest.mark.parametrize(

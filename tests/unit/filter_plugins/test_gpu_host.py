@@ -1,7 +1,7 @@
 """The probe script and the parsing of its answer.
 
-The files in recorded/ are the probe's answers for several driver generations and broken drivers,
-written after the formats that those drivers are known to print.
+The files in recorded/ are invented: answers of the probe for several driver generations and broken drivers, written
+after the formats that those drivers are known to print. None was recorded on such a machine.
 """
 
 from __future__ import annotations
@@ -189,7 +189,9 @@ def test_pythons() -> None:
     assert (own["origin"], own["torch"], own["torch_cuda"]) == ("venv", "2.13.0+cu130", "13.0")
 
 
-def probe(tmp_path: Path, smi: str | None, seconds: int = 30, **places: Path) -> dict[str, Any]:
+def probe(
+    tmp_path: Path, smi: str | None, seconds: int = 30, words: tuple[str, ...] = (), **places: Path
+) -> dict[str, Any]:
     """Run the real script with sh and a PATH whose nvidia-smi is the given shell text."""
     tools = tmp_path / "bin"
     tools.mkdir(exist_ok=True)
@@ -199,7 +201,7 @@ def probe(tmp_path: Path, smi: str | None, seconds: int = 30, **places: Path) ->
     root = places.get("root", tmp_path / "none" / "such")
     venv = places.get("venv", root / "venv")
     done = subprocess.run(
-        ["sh", str(PROBE), str(root), str(venv), "", str(seconds)],
+        ["sh", str(PROBE), str(root), str(venv), "", str(seconds), "20", *words],
         env={"PATH": f"{tools}:/usr/bin:/bin", "HOME": str(tmp_path), "LANG": "de_DE.UTF-8"},
         capture_output=True,
         text=True,
@@ -275,7 +277,7 @@ def test_probe_reads_torch_without_importing_it(tmp_path: Path) -> None:
     (package / "version.py").write_text(
         "from typing import Optional\n__version__ = '2.13.0+cu130'\ncuda: Optional[str] = '13.0'\n"
     )
-    (python,) = probe(tmp_path, WORKING, venv=tmp_path / "venv")["pythons"]
+    python = probe(tmp_path, WORKING, venv=tmp_path / "venv")["pythons"][0]
     assert (python["torch"], python["torch_cuda"]) == ("2.13.0+cu130", "13.0")
     assert (python["origin"], python["has_pip"]) == ("venv", False)
 
@@ -283,3 +285,58 @@ def test_probe_reads_torch_without_importing_it(tmp_path: Path) -> None:
 def test_probe_leaves_nothing_behind(tmp_path: Path) -> None:
     scratch = probe(tmp_path, "exec sleep 59", seconds=1)["scratch"]
     assert scratch and not Path(scratch).exists()
+
+
+def fake_python(path: Path, prefix: str, version: str = "3.12.3", torch: str = "", base: str = "") -> None:
+    """An interpreter that answers the probe's questions; its torch sees a GPU, and says that it was tried."""
+    path.parent.mkdir(parents=True)
+    fields = [version, "yes", "yes", torch, "12.8" if torch else "", prefix, base or prefix, "own" if torch else ""]
+    row = "\\t".join(fields)
+    path.write_text(
+        f"#!/bin/sh\ncase \"$*\" in *'import torch'*) touch {path}.tried; echo gpu_host=yes ;; "
+        f"*) printf '{row}\\n' ;; esac\n"
+    )
+    path.chmod(0o755)
+
+
+def test_probe_finds_conda_its_environments_pyenv_and_the_path_of_the_login(tmp_path: Path) -> None:
+    fake_python(tmp_path / "miniconda3" / "bin" / "python3", "/c", torch="2.8.0+cu128")
+    fake_python(tmp_path / "miniconda3" / "envs" / "ml" / "bin" / "python3", "/c/envs/ml")
+    fake_python(tmp_path / ".pyenv" / "versions" / "3.13.0" / "bin" / "python3", "/p", "3.13.0")
+    fake_python(tmp_path / "profile" / "bin" / "python3.12", "/l")
+    fake_python(tmp_path / "profile" / "again" / "python3", "/l")  # the same Python under another name
+    (tmp_path / ".profile").write_text(
+        f'echo "Welcome to the box"; PATH="{tmp_path}/profile/bin:{tmp_path}/profile/again:$PATH"\n'
+    )
+    found = {p["prefix"]: p for p in probe(tmp_path, WORKING)["pythons"] if not p["path"].startswith("/usr")}
+    origins = {prefix: p["origin"] for prefix, p in found.items() if not prefix.startswith("/root")}
+    assert origins == {"/c": "conda", "/c/envs/ml": "conda", "/p": "pyenv", "/l": "login"}
+    assert (found["/c"]["torch"], found["/c"]["torch_sees"]) == ("2.8.0+cu128", "yes")
+    assert found["/c/envs/ml"]["torch_sees"] == ""
+
+
+def test_probe_tries_torch_only_where_a_venv_can_see_it_and_only_until_the_venv_is_finished(tmp_path: Path) -> None:
+    conda = tmp_path / "miniconda3" / "bin" / "python3"
+    inner = tmp_path / "miniconda3" / "envs" / "v" / "bin" / "python3"
+    fake_python(conda, "/c", torch="2.8.0+cu128")
+    fake_python(inner, "/v", torch="2.8.0+cu128", base="/c")
+    probe(tmp_path, WORKING)
+    assert Path(f"{conda}.tried").exists() and not Path(f"{inner}.tried").exists()
+    Path(f"{conda}.tried").unlink()
+    venv = tmp_path / "venv"
+    fake_python(venv / "bin" / "python", str(venv))
+    (venv / "pyvenv.cfg").write_text("include-system-site-packages = true\n")
+    (venv / "gpu_host").mkdir()
+    (venv / "gpu_host" / "stamp").write_text("a1\n")
+    facts = probe(tmp_path, WORKING, venv=venv)
+    assert [p["origin"] for p in facts["pythons"]] == ["venv"] and facts["venv"]["system_site"]
+    assert not Path(f"{conda}.tried").exists()
+
+
+def test_probe_tells_markers_names_of_variables_and_data_disks_but_no_values(tmp_path: Path) -> None:
+    words = ("marker", str(tmp_path), "marker", "/no/such", "variable", "LANG", "variable", "NO_SUCH", "disk", "~")
+    facts = probe(tmp_path, WORKING, words=words)
+    assert facts["provider"] == {"markers": [str(tmp_path)], "variables": ["LANG"]}
+    (disk,) = facts["data_disks"]
+    assert (disk["path"], disk["existing"], disk["writable"]) == (str(tmp_path), str(tmp_path), True)
+    assert facts["disks"]["system"]["mount"] == "/"

@@ -16,13 +16,16 @@ WANTED = {
     "python_path": "",
     "contents": ["torch==2.13.0\ntrl==1.16.0\n"],
     "arguments": [],
+    "torch": {"source": "install", "version": "2.13.0", "cuda": "13.0", "python": "", "blocking": []},
+    "torch_install": ["torch==2.13.0", ""],
 }
+PROVIDER = {"source": "provider", "version": "2.8.0", "cuda": "12.8", "python": "/conda/python3.12.3", "blocking": []}
 
 
 def plan(state: str = "absent", pythons: Any = (), **changes: Any) -> dict[str, Any]:
     """``pythons``: (origin, version[, makes_venv[, has_pip]])."""
     facts = gpu_host_facts((RECORDED / "rtx3080_driver_535.txt").read_text())
-    facts["venv"].update(state=state, stamp=changes.pop("stamp", ""))
+    facts["venv"].update(state=state, stamp=changes.pop("stamp", ""), system_site=changes.pop("system_site", False))
     facts["failed_pythons"] = changes.pop("failed", [])
     facts["pythons"] = [
         {
@@ -92,6 +95,8 @@ def test_an_unchanged_venv_is_left_alone() -> None:
         {"arguments": ["--extra-index-url=https://example.org/cu126"]},
         {"pythons": [("venv", "3.12.1")]},
         {"stamp": ""},
+        {"torch_install": ["torch==2.13.1", ""]},
+        {"torch_install": ["torch==2.13.0", "https://example.org/cu126"]},
     ],
 )
 def test_whatever_decides_the_packages_fills_the_venv_again(changes: dict[str, Any]) -> None:
@@ -101,8 +106,9 @@ def test_whatever_decides_the_packages_fills_the_venv_again(changes: dict[str, A
 
 
 def test_without_requirement_files_only_the_venv_is_needed() -> None:
-    assert plan("venv", [("venv", "3.11.7")], contents=[])["action"] == "none"
-    assert plan("absent", [("path", "3.11.7")], contents=[])["action"] == "create"
+    nothing = {"contents": [], "torch_install": []}
+    assert plan("venv", [("venv", "3.11.7")], **nothing)["action"] == "none"
+    assert plan("absent", [("path", "3.11.7")], **nothing)["action"] == "create"
 
 
 def test_a_venv_that_was_cut_off_while_it_was_made_is_made_again() -> None:
@@ -141,6 +147,36 @@ def test_a_host_without_room_for_a_temporary_file_stops() -> None:
     assert finding["check"] == "probe" and "temporary folder" in finding["message"]
 
 
-def test_the_pinned_torch_is_read_from_the_requirements() -> None:
-    assert plan()["torch_pin"] == "2.13.0"
-    assert plan(contents=["torchvision==0.28\n", "six==1.16.0\n"])["torch_pin"] == ""
+def test_the_python_of_the_providers_torch_comes_before_others() -> None:
+    pythons = [("path", "3.13.0"), ("conda", "3.12.3")]
+    made = plan(pythons=pythons, torch=PROVIDER)
+    assert (made["action"], made["python"], made["system_site"]) == ("create", "/conda/python3.12.3", True)
+    assert plan(pythons=pythons)["python"] == "/path/python3.13.0"
+    assert plan(pythons=pythons)["system_site"] is False
+
+
+def test_whose_torch_it_is_belongs_to_the_stamp() -> None:
+    venv = [("venv", "3.12.3")]
+    stamp = plan("venv", venv, torch=PROVIDER, system_site=True)["stamp"]
+    same = {"system_site": True, "stamp": stamp}
+    assert plan("venv", venv, torch=PROVIDER, **same)["action"] == "none"
+    assert plan("venv", venv, torch={**PROVIDER, "version": "2.9.0"}, **same)["action"] == "install"
+    assert plan("venv", venv, **same)["action"] == "install"
+
+
+def test_a_venv_that_does_not_see_the_providers_packages_yet_is_made_over() -> None:
+    """`python -m venv` notes that it sees them only at its very end."""
+    made = plan("venv", [("venv", "3.12.3")], torch=PROVIDER, system_site=False)
+    assert (made["action"], made["clear"], made["system_site"]) == ("create", False, True)
+
+
+def test_a_torch_that_cannot_be_had_stops() -> None:
+    finding = {"severity": "error", "check": "torch", "message": "none", "remedy": "set auto"}
+    made = plan(pythons=[("path", "3.12.1")], torch={**WANTED["torch"], "blocking": [finding]})
+    assert (made["action"], made["findings"]) == ("stop", [finding])
+
+
+def test_pythons_that_fail_are_reported_too() -> None:
+    sick = {"origin": "conda", "path": "/opt/conda/bin/python3", "status": "126", "reason": ""}
+    (finding,) = plan(pythons=[("pyenv", "3.10.13")], failed=[sick])["findings"]
+    assert "/pyenv/python3.10.13 3.10.13" in finding["message"] and "/opt/conda/bin/python3" in finding["message"]

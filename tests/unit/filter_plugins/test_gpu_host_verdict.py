@@ -34,7 +34,7 @@ def test_gate(gate: str, findings: Any, blocking: Any, closed: bool, let_through
 
 
 def test_everything_is_said_with_its_remedy() -> None:
-    verdict = gpu_host_verdict([ERROR, WARNING], [NO_PYTHON], "strict")
+    verdict = gpu_host_verdict([WARNING, ERROR], [NO_PYTHON], "strict")  # errors come first
     assert verdict["message"] == "the host is not fit for training: no Python; driver is old"
     assert verdict["lines"] == [
         "error: no Python -> install",

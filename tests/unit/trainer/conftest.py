@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from trainer import config, fingerprint, plan, stages
+from trainer import config, download, fingerprint, plan, stages, steps
 from trainer.state import SCHEMA, Layout, write_json
 
 Row = dict[str, Any]
@@ -70,7 +70,7 @@ class Line:
 
     def steps(self, *names: str, **more: Any) -> dict[str, tuple[str, str]]:
         """(mode, reason) of each stage of a plan."""
-        return {s.stage.name: (s.mode, s.reason) for s in plan.steps(self.plan(*names, **more), self.layout)}
+        return {s.stage.name: (s.mode, s.reason) for s in steps.steps(self.plan(*names, **more), self.layout)}
 
     def modes(self, *names: str, **more: Any) -> dict[str, str]:
         return {name: mode for name, (mode, _) in self.steps(*names, **more).items()}
@@ -79,10 +79,10 @@ class Line:
         """Write adapters, reports and states as if these stages (default: all) had just been trained."""
         asked = self.plan(**more)
         for name in names or stages.load().names:
-            step = next(s for s in plan.steps(asked, self.layout) if s.stage.name == name)
+            step = next(s for s in steps.steps(asked, self.layout) if s.stage.name == name)
             self._write_result(step, asked, status)
 
-    def _write_result(self, step: plan.Step, asked: plan.Plan, status: str) -> None:
+    def _write_result(self, step: steps.Step, asked: plan.Plan, status: str) -> None:
         stage = step.stage
         folder = self.layout.adapters / stage.adapter
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ class Line:
         (folder / f"eval_report_{stage.name}.md").write_text(f"# {stage.title}\n", encoding="utf-8")
 
     def _report(
-        self, step: plan.Step, asked: plan.Plan, gate: Row, known: dict[str, Any], measured: dict[str, Any]
+        self, step: steps.Step, asked: plan.Plan, gate: Row, known: dict[str, Any], measured: dict[str, Any]
     ) -> dict[str, Any]:
         result = {"summary": measured, "by_type": {}, "rows": [], "missing": [], "unexpected": []}
         evaluation = {
@@ -168,3 +168,18 @@ def line(tmp_path: Path) -> Line:
 @pytest.fixture
 def put_rows() -> Callable[[Path, list[Row]], None]:
     return write_rows
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch, model_hub: Any) -> Callable[..., config.Parameters]:
+    """Makes Parameters for the model of a hub of this machine, which stands for both sources; waits are short."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(download, "RETRY_SECONDS", 0.01)
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", model_hub.url)
+    for name in ("HF_ENDPOINT", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    return lambda **changes: config.Parameters(
+        **{"model_name_or_path": "acme/Tiny-3", "hf_endpoint": model_hub.url, **changes}
+    )

@@ -46,7 +46,7 @@ class StandIn:
     def identity(self) -> None:
         return None
 
-    def close(self) -> None:
+    def close(self, note: Any = None) -> None:
         self.closed += 1
 
 

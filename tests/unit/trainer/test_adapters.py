@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,20 @@ def test_a_folder_that_cannot_be_moved_leaves_the_former_in_its_place(tmp_path: 
     with pytest.raises(OSError):
         publish(tmp_path / "is not there", tmp_path / "adapter_writing")
     assert not (tmp_path / "adapter_writing").exists()
+
+
+def test_an_adapter_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = folder_with(tmp_path / "new", "next")
+    (fresh / "adapter_config.json").touch()
+    final, synced = tmp_path / "adapter_style", []
+    original = os.fsync
+
+    def watched(descriptor: int) -> None:
+        synced.append((Path(os.readlink(f"/proc/self/fd/{descriptor}")), final.exists()))
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    publish(fresh, final)
+    before = {path for path, in_place in synced if not in_place}
+    assert before == {fresh, fresh / WEIGHTS, fresh / "adapter_config.json"}
+    assert (tmp_path, True) in synced

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from road import Road
 
-from trainer import artifacts, base, cli, commands, config, process, source, stages, tables
+from trainer import artifacts, base, cli, commands, config, process, stages, tables
 from trainer.errors import InputError
 from trainer.state import append_event, read_json, write_json
 
@@ -249,7 +248,7 @@ def test_status_of_a_running_plan_and_of_one_that_was_lost(call: Call, line: Any
         assert found["running"] and found["message"] == f"plan {plan_id} is running"
     found = answer_of(call("status", "--json"))
     assert not found["running"] and found["plan"]["status"] == "ended"
-    assert found["stages"]["sample"]["status"] == "closed" and found["exit_code"] == 3
+    assert found["stages"]["sample"]["status"] == "lost" and found["exit_code"] == 7
 
 
 def test_cancel_answers_with_what_was_done(call: Call, line: Any) -> None:
@@ -310,7 +309,7 @@ def test_run_submits_starts_and_watches(call: Call, line: Any, monkeypatch: pyte
     started: list[list[str]] = []
 
     def supervisor(command: list[str], **options: Any) -> None:
-        assert options["start_new_session"] and options["cwd"] == commands.plans.code_root()
+        assert options["start_new_session"] and options["cwd"] == commands.steps.code_root()
         started.append(command)
         record = read_json(line.layout.plan)
         assert record is not None and record["plan_id"] == command[-1]
@@ -331,43 +330,57 @@ def test_run_submits_starts_and_watches(call: Call, line: Any, monkeypatch: pyte
 # --- the way home ---------------------------------------------------------------------------------------------------
 
 
-def test_collect_export_import_and_imported(call: Call, line: Any, tmp_path: Path) -> None:
+def test_collect_export_import_and_imported(
+    call: Call, line: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = str(tmp_path / "home")
     assert answer_of(call("imported", "--output-dir", home, "--json")) == {"export_id": "", "lines": []}
     line.record_plan("sample", outcomes={})
     line.finish("sample")
     collected = answer_of(call("collect", "--json"))
     assert set(collected) == {"run", "export_id", "files", "bytes", "lines"}
-    archive = str(tmp_path / "export.tar")
-    sent = answer_of(call("export", "--run", collected["run"], "--output", archive, "--json"))
-    assert sent["sha256"] == hashlib.sha256(Path(archive).read_bytes()).hexdigest()
-    words = ("import", "--archive", archive, "--sha256", sent["sha256"], "--output-dir", home)
-    received = answer_of(call(*words, "--json"))
-    assert received["export_id"] == collected["export_id"] and len(received["lines"]) == 3
+    assert answer_of(call("collect", "--anew", "--json")) == collected
+    piece = ("export", "--export-id", collected["export_id"], "--token", "01234567")
+    sent = answer_of(call(*piece, "--files", "0-2", "--offset", "0", "--most-bytes", "10", "--json"))
+    assert 0 < sent["bytes"] <= 30
+    assert answer_of(call(*piece, "--end", "--json")) == {"lines": []}
+    collected = answer_of(call("collect", "--json"))
+    road = Road(line.layout)
+    road.answer = lambda value: print(json.dumps({"answer": value}))  # type: ignore[attr-defined]
+    monkeypatch.setattr(commands.courier, "Pipe", lambda: road)
+    words = ["import", "--host-root", str(line.layout.root), "--export-id", collected["export_id"]]
+    words += ["--output-dir", home, "--max-total-bytes", "1000000", "--max-file-bytes"]
+    code, _, err = call(*words, "10")
+    assert code == 7 and "more than 10 bytes; raise artifacts_max_file_bytes" in err[-1]
+    received = answer_of(call(*words, "100000"))["answer"]
+    assert received["export_id"] == collected["export_id"] and len(received["lines"]) == 3 and received["changed"]
+    del received["changed"]
     assert answer_of(call("imported", "--output-dir", home, "--json")) == received
-    assert call(*words)[1].splitlines() == received["lines"]
-    code, _, err = call(*words[:4], "0" * 64, *words[5:])
-    assert code == 7 and "collect again" in err[-1]
 
 
-def test_source_pack_and_verify(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    (tree / "a.py").write_text("print(1)\n")
-    subprocess.run(["git", "-C", str(tree), "init", "--quiet"], check=True)
-    monkeypatch.setattr(commands.plans, "code_root", lambda: tree)
+def test_source_pack_verify_and_publish(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree, unpacked = tmp_path / "tree", tmp_path / "host" / "releases" / ".incoming-1"
+    for folder in (tree, unpacked):
+        folder.mkdir(parents=True)
+        (folder / "a.py").write_text("print(1)\n")
+    monkeypatch.setattr(commands.steps, "code_root", lambda: tree)
     packed = answer_of(call("source", "pack", "--output", str(tmp_path / "x.tar.gz"), "--json"))
-    assert packed["files"] == 1 and Path(packed["archive"]).is_file()
-    unpacked = tmp_path / "unpacked"
-    unpacked.mkdir()
-    (unpacked / "a.py").write_text("print(1)\n")
+    assert packed["files"] == 1 and (tmp_path / "x.tar.gz").is_file()
+    expected, commit = packed["source_id"], "c" * 40
+    assert answer_of(call("source", "hash", "--json")) == {**packed, "commit": ""}
+    words = ("source", "verify", "--expect", expected, "--json")
     with contextlib.chdir(unpacked):
-        words = ("source", "verify", "--expect", packed["source_id"], "--json")
-        assert answer_of(call(*words)) == {"source_id": packed["source_id"]}
+        assert answer_of(call(*words)) == {"source_id": expected, "commit": ""}
         (unpacked / "a.py").write_text("print(2)\n")
         code, _, err = call(*words)
-    assert code == 2 and f"expected {packed['source_id']}" in err[-1]
-    assert source.describe(tree)["source_id"] == packed["source_id"] and os.getcwd() != str(unpacked)
+        assert code == 2 and f"expected {expected}" in err[-1]
+        (unpacked / "a.py").write_text("print(1)\n")
+        publish = ("--project-root", str(tmp_path / "host"), "source", "publish", "--expect", expected)
+        assert call(*publish, "--commit", commit)[:2] == (0, f"{expected}\n")
+    with contextlib.chdir(tmp_path / "host" / "code"):
+        assert answer_of(call(*words, "--commit", commit)) == {"source_id": expected, "commit": commit}
+        code, _, err = call(*words, "--commit", "d" * 40)
+        assert code == 2 and "is of commit cccc" in err[-1]
 
 
 def test_base_build_names_the_folder(call: Call, line: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

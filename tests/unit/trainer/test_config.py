@@ -181,3 +181,31 @@ def test_convert_gives_the_fields_type_or_a_value_error(name: str, value: Any) -
     else:
         assert type(found).__name__ == config.FIELDS[name].type
         assert config.convert(name, found) == found
+
+
+@pytest.mark.parametrize("value", ["auto", "hub", "modelscope,hub", " hub , modelscope "])
+def test_sources_are_named_in_the_order_in_which_they_are_tried(value: str) -> None:
+    assert config.convert("model_sources", value) == value.strip()
+
+
+@pytest.mark.parametrize("value", ["hub;modelscope", "hugginface", "auto,hub", "hub,"])
+def test_a_source_that_nobody_knows_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match="give auto, or hub and modelscope separated by a comma"):
+        config.convert("model_sources", value)
+
+
+@pytest.mark.parametrize("value", ["auto", "https://hub.example.org", "http://127.0.0.1:8080/hub/"])
+def test_an_endpoint_is_an_address(value: str) -> None:
+    assert config.convert("hf_endpoint", value) == value
+
+
+@pytest.mark.parametrize("value", ["hub.example.org", "ftp://hub.example.org", "https://a b", "https://x.org/?token=1"])
+def test_what_is_no_address_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match="an address such as https://hub.example.org"):
+        config.convert("hf_endpoint", value)
+
+
+def test_an_address_with_a_password_is_refused_unseen() -> None:
+    with pytest.raises(ValueError, match="an address with a user name or password") as caught:
+        config.convert("hf_endpoint", "https://me:my-password@hub.example.org")
+    assert "my-password" not in str(caught.value)

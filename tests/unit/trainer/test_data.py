@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer import data, plan, stages
+from trainer import data, stages, steps
 from trainer.errors import InputError
 
 CALL = {"function": {"name": "lookup", "arguments": {"q": "ε₀"}}}
@@ -299,7 +299,7 @@ def test_a_stage_tells_the_faults_of_all_its_files_at_once(data_root: Path) -> N
 
 
 def test_the_shipped_data_is_sound_and_has_the_promised_size() -> None:
-    root, table = plan.data_root(""), stages.load()
+    root, table = steps.data_root(""), stages.load()
     for stage in table.stages:
         assert [str(f) for f in data.check_stage(root, table, stage)] == []
     files = [stage.data for stage in table.stages] + [table.benchmarks["style"], table.benchmarks["writing"]]

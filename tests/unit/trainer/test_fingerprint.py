@@ -78,10 +78,15 @@ def base_of(layout: Layout, name: Path | str, corpus: Path, **more: Any) -> str:
     return fingerprint.of_base(Parameters(model_name_or_path=str(name), **more), layout, corpus)
 
 
-def test_a_hub_model_is_known_by_source_name_and_revision(layout: Layout, tmp_path: Path) -> None:
+def test_a_hub_model_is_known_by_its_source_and_commit(
+    layout: Layout, tmp_path: Path, model_hub: Any, online: Any
+) -> None:
+    commit = model_hub.branches["main"]
+    model_hub.publish({**model_hub.commits[commit], "generation_config.json": b"{}"}, "v2")
     variants: list[dict[str, Any]] = [{}, {"model_revision": "v2"}, {"use_modelscope": True}]
-    found = {base_of(layout, "Qwen/Qwen3-8B", tmp_path, **more) for more in variants}
-    assert len(found) == 3 and base_of(layout, "Qwen/Qwen3-8B", tmp_path) in found
+    found = [fingerprint.of_base(online(**more), layout, tmp_path) for more in variants]
+    assert len(set(found)) == 3
+    assert fingerprint.of_base(online(model_revision=commit), layout, tmp_path) == found[0], "main is this commit"
 
 
 def test_a_local_model_is_known_by_its_files(layout: Layout, tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from trainer import gpu
 from trainer.gpu import gpu_load
 
 
@@ -54,3 +57,19 @@ def test_a_command_that_cannot_be_started_tells_nothing(tmp_path: Path, monkeypa
 def test_a_host_without_the_command_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert gpu_load() == {}
+
+
+def test_a_driver_that_hangs_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, path = tmp_path / "asked", os.environ["PATH"]
+    put_command(tmp_path, monkeypatch, f"echo x >> '{asked}'\nexec {shutil.which('sleep')} 30")
+    monkeypatch.setattr(gpu, "WAIT_SECONDS", 0.5)
+    hanging: list[Any] = []
+    monkeypatch.setattr(gpu, "_hanging", hanging)
+    assert gpu_load() == {} and gpu_load() == {}
+    assert asked.read_text(encoding="utf-8") == "x\n", "and not asked again at once"
+    hanging[0][1].wait(10)
+    monkeypatch.setattr(gpu, "SILENCE_SECONDS", 0.0)
+    monkeypatch.setattr(gpu, "WAIT_SECONDS", 20.0)
+    monkeypatch.setenv("PATH", path)
+    put_command(tmp_path, monkeypatch, "echo '97, 21811, 24576'")
+    assert gpu_load()["gpu_percent"] == 97

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import Any
 
 import pytest
 
-from trainer import plan
+from trainer import ledger, plan
+from trainer.errors import Interrupted
 from trainer.ledger import Ledger, verdict
 from trainer.state import derive_states, read_events, read_json, read_stage, standing_result
 
@@ -129,3 +132,111 @@ def test_the_verdict_is_the_first_outcome_that_is_not_good(codes: list[int], fou
     assert code == found
     wanted = f"{names[codes.index(found)]} ended with {found}" if found else "every stage is done"
     assert message == wanted
+
+
+# A disk that takes nothing
+
+
+class Disk:
+    """Refuses what is written while it is full; `frees` makes the reserve count."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int = errno.ENOSPC) -> None:
+        self.full = False
+        self.refused = 0
+        self.number = number
+        write_json, append = ledger.write_json, ledger.append_record
+        monkeypatch.setattr(ledger, "write_json", lambda *words: self.check() or write_json(*words))
+        monkeypatch.setattr(ledger, "append_record", lambda *words: self.check() or append(*words))
+        monkeypatch.setattr(ledger, "PAUSE_SECONDS", 0.01)
+        monkeypatch.setattr(ledger, "PATIENCE_SECONDS", 0.3)
+
+    def check(self) -> None:
+        if self.full:
+            self.refused += 1
+            raise OSError(self.number, os.strerror(self.number))
+
+
+def test_what_a_full_disk_does_not_take_is_written_later_in_order(line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch)
+    books = ledger_of(line, "sample")
+    books.begin_stage("sample", status="running", phase="starting", attempt=1)
+    disk.full = True
+    books.set_stage("phase", "sample", phase="training")
+    books.hint("progress", stage="sample", step=1)
+    assert disk.refused and states_of(line)["sample"]["phase"] == "starting"
+    disk.full = False
+    books.event("note", stage="sample", text="room again")
+    assert [e["event"] for e in read_events(line.layout)[0]] == ["stage started", "phase", "not written", "note"]
+    assert_the_log_tells_the_states(line)
+    books.end_stage("sample", "passed", "the gate is open", 0, **RESULT)
+    message = states_of(line)["sample"]["message"]
+    assert message.startswith("the gate is open; the disk is full: ") and "bytes and" in message
+    assert str(line.layout.events) in message and states_of(line)["sample"]["status"] == "passed"
+
+
+def test_a_stage_that_cannot_be_written_down_does_not_begin(line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch)
+    books = ledger_of(line, "sample")
+    disk.full = True
+    with pytest.raises(OSError, match="No space left"):
+        books.begin_stage("sample", status="running", attempt=1)
+    disk.full = False
+    books.begin_stage("sample", status="running", attempt=1)
+
+
+def test_the_reserve_is_given_up_for_the_last_words(line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch)
+    books = ledger_of(line, "sample")
+    books.make_reserve()
+    reserve = sorted(line.layout.state.glob(".reserve-*"))
+    assert len(reserve) == ledger.RESERVE_FILES and all(p.stat().st_size == ledger.RESERVE_BYTES for p in reserve)
+    books.begin_stage("sample", status="running", attempt=1)
+    disk.full = True
+    books.set_stage("phase", "sample", phase="training")
+    assert len(list(line.layout.state.glob(".reserve-*"))) == len(reserve), "not for a phase"
+    give_up = books.give_up_reserve
+
+    def freeing() -> bool:
+        disk.full = False
+        return give_up()
+
+    monkeypatch.setattr(books, "give_up_reserve", freeing)
+    books.end_stage("sample", "failed", "it broke", 5)
+    assert states_of(line)["sample"]["status"] == "failed" and list(line.layout.state.glob(".reserve-*")) == []
+    assert books.close() == 5
+
+
+def test_a_disk_that_stays_as_it_is_ends_the_waiting_once(line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch, errno.EROFS)
+    books = ledger_of(line, "sample", "style")
+    books.begin_stage("sample", status="running", attempt=1)
+    disk.full = True
+    books.end_stage("sample", "failed", "it broke", 5)
+    refused = disk.refused
+    books.end_stage("style", "closed", "closed", 3)
+    assert disk.refused - refused < 5, "it was tried long enough before"
+    with pytest.raises(Interrupted, match=r"\(it broke.*\) is not written: .*Read-only file system"):
+        books.close()
+    assert states_of(line)["sample"]["status"] == "running", "nothing half-true"
+
+
+def test_files_that_others_changed_are_mended(line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "MEND_SECONDS", -1.0)
+    books = ledger_of(line, "sample")
+    books.update(status="running")
+    books.begin_stage("sample", status="running", attempt=1)
+    before = states_of(line)
+    books.mend()
+    assert [e["event"] for e in read_events(line.layout)[0]] == ["stage started"], "nothing to mend"
+    line.layout.stage("sample").write_text("", encoding="utf-8")
+    line.layout.plan.unlink()
+    books.mend()
+    assert states_of(line) == before and plan.read_record(line.layout) == books.record
+
+
+def test_a_file_that_is_not_understood_is_not_replaced(line: Any) -> None:
+    books = ledger_of(line, "sample")
+    line.layout.stage("sample").write_text('{"schema": 2}', encoding="utf-8")
+    books.end_stage("sample", "failed", "it cannot begin", 7)
+    assert line.layout.stage("sample").read_text(encoding="utf-8") == '{"schema": 2}'
+    assert plan.read_record(line.layout)["outcomes"]["sample"]["status"] == "failed"  # type: ignore[index]

@@ -279,17 +279,3 @@ def test_a_bitsandbytes_that_does_not_work_is_named_with_a_remedy(load: Any, mon
     sentence = str(caught.value)
     assert "CUDA Setup failed" in sentence and "set use_qlora to false" in sentence and "\n" not in sentence
     assert not load(use_qlora=False).quantised  # without it the same host is fit
-
-
-def test_modelscope_that_is_not_installed_is_named_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    monkeypatch.setitem(sys.modules, "modelscope", None)
-    with pytest.raises(HostUnfit, match="use_modelscope needs the package modelscope.*set use_modelscope to false"):
-        model.download_from_modelscope("Qwen/Qwen3-8B", "main")
-    asked: list[Any] = []
-    fake = type(sys)("modelscope")
-    fake.snapshot_download = lambda name, revision: asked.append((name, revision)) or "/somewhere"  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "modelscope", fake)
-    assert model.download_from_modelscope("Qwen/Qwen3-8B", "main") == "/somewhere"
-    assert asked == [("Qwen/Qwen3-8B", "master")]

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from trainer import plan, precheck
+from trainer import copies, precheck, steps
+from trainer.config import Parameters
 from trainer.data import Finding
 from trainer.errors import InputError
 
@@ -72,7 +73,7 @@ def test_a_wrong_package_is_a_warning_and_stops_nothing(
 ) -> None:
     (tmp_path / "requirements").mkdir()
     requirements(tmp_path / "requirements", "no-such-package==1.0\n")
-    monkeypatch.setattr(plan, "code_root", lambda: tmp_path)
+    monkeypatch.setattr(steps, "code_root", lambda: tmp_path)
     (tmp_path / "data" / "corpus").mkdir(parents=True)
     (tmp_path / "data" / "corpus" / "course.md").write_text("电场", encoding="utf-8")
     found = inspect(line, "sample", parameters=NOT_BUILT)
@@ -130,3 +131,60 @@ def test_only_errors_are_raised() -> None:
     error = Finding("error", "parameters", 0, "model_name_or_path", "it is not there", "correct it")
     with pytest.raises(InputError, match="^it is not there; correct it$"):
         precheck.Inspection([warning, error], []).raise_errors()
+
+
+def looked(parameters: Any, layout: Any) -> tuple[list[str], str]:
+    """The problems found on a base, and the lines beside them."""
+    found = precheck.check_base(parameters, layout)
+    return [item.problem for item in found.findings], "\n".join(found.notes)
+
+
+def test_a_model_of_a_hub_is_looked_at_before_it_is_fetched(online: Any, layout: Any, model_hub: Any) -> None:
+    problems, notes = looked(online(), layout)
+    assert problems == [] and f"files come from Hugging Face ({model_hub.url}), commit " in notes
+    assert not layout.models.exists(), "a look changes nothing"
+    problems, _ = looked(online(model_revision="v9"), layout)
+    assert len(problems) == 1 and "it has no revision 'v9'" in problems[0]
+
+
+def test_a_model_that_answers_no_questions_is_refused_before_it_is_fetched(
+    online: Any, layout: Any, model_hub: Any
+) -> None:
+    files = dict(model_hub.commits[model_hub.branches["main"]])
+    model_hub.publish({**files, "config.json": b'{"architectures": ["BertForMaskedLM"]}'}, "encoder")
+    model_hub.publish({name: files[name] for name in files if name != "tokenizer_config.json"}, "bare")
+    assert looked(online(model_revision="encoder"), layout)[0] == ["the base model 'acme/Tiny-3' is a BertForMaskedLM"]
+    assert "has no tokenizer_config.json" in looked(online(model_revision="bare"), layout)[0][0]
+
+
+def test_a_copy_that_is_whole_is_looked_at_itself_and_gives_the_lengths(
+    online: Any, layout: Any, model_hub: Any
+) -> None:
+    folder = copies.fetch(online(), layout, lambda text: None)
+    model_hub.stop()
+    found = precheck.check_base(online(), layout)
+    assert (found.findings, found.notes, found.folder) == ([], [], folder)
+
+
+def test_a_moved_branch_is_told_before_the_training(online: Any, layout: Any, model_hub: Any) -> None:
+    copies.fetch(online(), layout, lambda text: None)
+    model_hub.publish({**model_hub.commits[model_hub.branches["main"]], "generation_config.json": b"{}"})
+    problems, notes = looked(online(), layout)
+    assert problems == [] and "acme/Tiny-3: main moved from" in notes
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [('{"architectures": ["Qwen3ForCausalLM"]}', ""), ("{}", ""), ("{", "cannot be read (JSONDecodeError)"),
+     ('{"architectures": ["BertForMaskedLM"]}', "is a BertForMaskedLM"), ("[]", "cannot be read (AttributeError)")],
+)  # fmt: skip
+def test_the_configuration_of_a_local_model_is_read(line: Any, text: str, problem: str) -> None:
+    (line.base / "config.json").write_text(text, encoding="utf-8")
+    problems, _ = looked(Parameters(model_name_or_path=str(line.base)), line.layout)
+    assert len(problems) == bool(problem) and all(problem in found for found in problems)
+
+
+def test_a_local_model_without_safetensors_is_refused(line: Any) -> None:
+    (line.base / "model.safetensors").rename(line.base / "pytorch_model.bin")
+    problems, _ = looked(Parameters(model_name_or_path=str(line.base)), line.layout)
+    assert len(problems) == 1 and "has no safetensors weights" in problems[0]

@@ -137,3 +137,84 @@ def test_the_group_goes_with_its_leader(tmp_path: Path, spawn: Spawn) -> None:
     while process.is_alive(follower) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not process.is_alive(follower)
+
+
+def test_a_lock_file_that_was_deleted_guards_nothing_and_is_taken_anew(tmp_path: Path, spawn: Spawn) -> None:
+    path = tmp_path / "supervisor.lock"
+    with process.locked(path) as stream:
+        process.claim(stream, plan_id="p1")
+        found = process.holder(path)
+        assert found is not None and found["plan_id"] == "p1" and process.is_alive(found)
+        held = [stream]
+        process.renew(held, path, plan_id="p1")
+        assert len(held) == 1, "nothing to do"
+        path.unlink()
+        assert not process.is_locked(path)
+        process.renew(held, path, plan_id="p1")
+        assert len(held) == 2 and process.is_locked(path) and process.holder(path) == found
+        with pytest.raises(process.Locked, match=rf"pid {found['pid']}\) holds"), process.locked(path):
+            pass
+        held[1].close()
+
+
+def test_a_plans_processes_are_known_by_exactly_its_marker(spawn: Spawn, tmp_path: Path) -> None:
+    text = process.marker("p1", tmp_path)
+    assert text != process.marker("p1", tmp_path / "x") and text.startswith("p1:")
+    ours = spawn(POLITE, env={process.PLAN_VARIABLE: text}, start_new_session=True)
+    for other in (f"{text}0", f"x{text}", ""):
+        spawn(POLITE, env={process.PLAN_VARIABLE: other})
+    spawn(POLITE, env={"OTHER": f"{process.PLAN_VARIABLE}={text}"})
+    assert process.marked(text) == [process.identity(ours.pid)]
+    assert process.end_all(lambda: process.marked(text), 5.0) == process.Ended(1, [])
+    assert ours.wait(5) == -15 and process.marked(text) == []
+
+
+def test_a_stopped_process_is_said_to_be_and_ends_all_the_same(spawn: Spawn) -> None:
+    child = spawn(POLITE)
+    who = process.identity(child.pid)
+    assert process.state_of(child.pid) == ""
+    process.send(who, 19)
+    deadline = time.monotonic() + 10
+    while not process.state_of(child.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.state_of(child.pid) == "was stopped by a signal"
+    assert process.end(who, 5.0) and child.wait(5) == -15
+
+
+def test_a_signal_goes_to_exactly_this_process(spawn: Spawn) -> None:
+    child = spawn(POLITE)
+    process.send({**process.identity(child.pid), "start_time": "1"}, 9)
+    process.send({**process.identity(child.pid), "boot_id": "x"}, 9)
+    process.send({**process.identity(), "pid": 2**22 - 1}, 9)
+    assert child.poll() is None
+
+
+def test_processor_time_is_that_of_a_process_and_what_is_below_it(spawn: Spawn) -> None:
+    busy = spawn("print('up', flush=True)\nwhile True: pass")
+    idle = spawn(POLITE)
+    deadline = time.monotonic() + 20
+    while process.cpu_seconds([busy.pid]) < 0.3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert process.cpu_seconds([busy.pid]) >= 0.3 > process.cpu_seconds([idle.pid]) - 0.25
+    assert {busy.pid, idle.pid} <= set(process.descendants(process.identity()["pid"]))
+    assert process.cpu_seconds([2**22 - 1]) == 0.0
+
+
+def test_a_kernel_without_a_boot_id_still_tells_boots_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    who = process.identity()
+    read = Path.read_text
+
+    def hidden(path: Path, *words: Any, **more: Any) -> str:
+        if path.name == "boot_id":
+            raise FileNotFoundError(path)
+        return read(path, *words, **more)
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    found = process.identity()
+    assert found["boot_id"].startswith("first process at ") and process.is_alive(found)
+    assert not process.is_alive(who), "another way of knowing is another boot"
+
+
+def test_the_clock_of_this_boot_goes_on() -> None:
+    first = process.boot_seconds()
+    assert first > 0 and process.boot_seconds() >= first

@@ -108,14 +108,14 @@ def test_a_plan_that_somebody_holds_is_not_lost(line: Any) -> None:
     assert recovery.mark_lost(line.layout)
 
 
-def test_a_stage_between_two_attempts_is_lost_and_one_of_another_plan_is_closed(line: Any) -> None:
+def test_a_stage_between_two_attempts_is_lost_and_so_is_one_that_had_not_begun(line: Any) -> None:
     books = running(line, "sample", "style")
     books.end_stage("sample", "lost", "the worker is gone", 7, final=False)
     assert recovery.mark_lost(line.layout)
     assert outcomes(line) == {"sample": ("lost", 7), "style": ("closed", 3)}
     line.record_plan("sample", status="running", gate="warn")
     assert recovery.mark_lost(line.layout)
-    assert outcomes(line) == {"sample": ("closed", 3)}, "it never began in this plan"
+    assert outcomes(line) == {"sample": ("lost", 7)}, "no earlier gate is to blame that the plan did not come to it"
 
 
 def test_what_had_an_outcome_keeps_it_and_results_that_stand_are_kept(line: Any) -> None:
@@ -124,7 +124,7 @@ def test_what_had_an_outcome_keeps_it_and_results_that_stand_are_kept(line: Any)
     books = running(line, "style", "writing", "all")
     books.outcome("style", "up to date", "up to date: unchanged", 0)
     assert recovery.mark_lost(line.layout)
-    assert outcomes(line) == {"style": ("up to date", 0), "writing": ("closed", 3), "all": ("closed", 3)}
+    assert outcomes(line) == {"style": ("up to date", 0), "writing": ("lost", 7), "all": ("closed", 3)}
     assert kept is not None and standing_result(read_stage(line.layout, "writing")) == kept
     assert line.modes("sample", "style", "writing", "all", gate="off") == dict.fromkeys(
         ("sample", "style", "writing", "all"), "keep"
@@ -166,9 +166,9 @@ def test_a_running_supervisor_and_its_worker_are_ended(line: Any, is_gone: Calla
     with holder(line) as supervisor:
         who, worker = process.identity(supervisor.pid), process.identity(orphan.pid)
         books.update(supervisor=who, worker=worker)
-        assert recovery.cancel(line.layout) == [f"plan {books.plan.plan_id} was cancelled"]
+        assert recovery.cancel(line.layout) == [f"plan {books.plan.plan_id} was cancelled; 2 processes ended"]
         assert not process.is_alive(who) and not process.is_alive(worker)
-    assert outcomes(line) == {"sample": ("lost", 7), "style": ("closed", 3)}, "it had no time to say so itself"
+    assert outcomes(line) == {"sample": ("cancelled", 7), "style": ("closed", 3)}, "it had no time to say so itself"
 
 
 def test_a_supervisor_that_does_not_listen_is_killed(line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ def test_a_supervisor_that_does_not_listen_is_killed(line: Any, monkeypatch: pyt
     books = running(line, "sample")
     with holder(line, "stubborn") as supervisor:
         books.update(supervisor=process.identity(supervisor.pid))
-        assert recovery.cancel(line.layout) == [f"plan {books.plan.plan_id} was cancelled"]
+        assert recovery.cancel(line.layout) == [f"plan {books.plan.plan_id} was cancelled; 1 process ended"]
         assert supervisor.wait(10) == -signal.SIGKILL
     assert record_of(line)["status"] == "ended"
 
@@ -185,9 +185,10 @@ def test_a_process_that_only_has_the_number_of_the_supervisor_is_left_alone(line
     books = running(line, "sample")
     stranger = {**process.identity(), "start_time": "1"}
     books.update(supervisor=stranger, worker=stranger)
-    with holder(line):
-        assert recovery.cancel(line.layout) == [f"plan {books.plan.plan_id} was cancelled"]
-    assert process.is_alive(process.identity())
+    with holder(line) as other, pytest.raises(Interrupted, match="that is not the supervisor of plan"):
+        recovery.cancel(line.layout)
+    assert process.is_alive(process.identity()) and other.returncode in (None, -signal.SIGKILL)
+    assert record_of(line)["status"] == "running", "not called cancelled while somebody holds its lock"
 
 
 def test_a_supervisor_that_is_just_beginning_is_waited_for(line: Any) -> None:
@@ -196,7 +197,7 @@ def test_a_supervisor_that_is_just_beginning_is_waited_for(line: Any) -> None:
         record = {**record_of(line), "status": "running", "supervisor": process.identity(supervisor.pid)}
         begins = threading.Timer(0.3, write_json, (line.layout.plan, record))
         begins.start()
-        assert recovery.cancel(line.layout) == [f"plan {plan_id} was cancelled"]
+        assert recovery.cancel(line.layout) == [f"plan {plan_id} was cancelled; 1 process ended"]
         begins.join()
         assert not process.is_alive(record["supervisor"]), "it is ended, not only said to be"
     assert record_of(line)["status"] == "ended"
@@ -263,7 +264,8 @@ def test_a_cancelled_plan_leaves_no_process(make_host: Any, is_gone: Callable[..
     worker = host.plan()["worker"]
     assert process.is_alive(worker)
     done = host.run("cancel", "--json")
-    assert (done.returncode, json.loads(done.stdout)["lines"]) == (0, [f"plan {plan['plan_id']} was cancelled"])
+    said = f"plan {plan['plan_id']} was cancelled; 2 processes ended"
+    assert (done.returncode, json.loads(done.stdout)["lines"]) == (0, [said])
     assert supervisor.wait(5) == 7
     assert not process.is_alive(worker)
     states = host.states()

@@ -159,6 +159,23 @@ def test_parameters_that_differ_come_before_defaults() -> None:
     assert text.index("| learning_rate | 0.003 | profile embedded |") < text.index("| seed | 7 | default |")
 
 
+def test_a_resumed_training_tells_where_it_went_on_from() -> None:
+    training = make_report()["training"]
+    plain = {**training, "resumed_from_steps": [], "checkpoints_written": 2, "checkpoint_seconds": 0.5}
+    skipped = [{"name": "step-40", "reason": "its writing was interrupted"}]
+    resumed = {**plain, "resumed_from_steps": [20, 30], "checkpoints_skipped": skipped}
+    cells = [cell for table in tables(reports.render_eval_report(make_report(training=resumed))) for cell in table]
+    for wanted in (
+        "| resumed from | step 20, step 30 |",
+        "| time of all attempts | 1 min 05 s |",
+        "| time of checkpoints | 0.5 s |",
+        "| checkpoint not used | step-40: its writing was interrupted |",
+    ):
+        assert wanted in cells  # fmt: skip
+    cells = [cell for table in tables(reports.render_eval_report(make_report(training=plain))) for cell in table]
+    assert "| resumed from | nothing (trained in one go) |" in cells and "| time | 1 min 05 s |" in cells
+
+
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_no_answer_breaks_a_table_or_becomes_html(hostile: str) -> None:
     report = make_report()

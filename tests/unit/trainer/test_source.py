@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
+import io
 import os
+import shutil
 import subprocess
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from trainer import source
 from trainer.errors import InputError
 
+Damage = Callable[[Path], None]
 TREE = {"trainer/a.py": "print(1)\n", "trainer/run.sh": "#!/bin/sh\n", "data/电场.txt": "ε₀\n", ".gitignore": "*.log\n"}
 
 
@@ -37,8 +40,8 @@ def identity(root: Path) -> str:
     return str(source.describe(root)["source_id"])
 
 
-def unpack(archive: Path, folder: Path) -> Path:
-    with tarfile.open(archive, "r:gz") as tar:
+def unpack(archive: bytes, folder: Path) -> Path:
+    with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
         for member in tar:
             path = folder / member.name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,28 +93,37 @@ def test_untracked_files_belong_to_it_ignored_and_deleted_ones_do_not(checkout: 
     assert "trainer/a.py" not in source.listed_files(checkout) and identity(checkout) != first
 
 
-def test_the_archive_depends_on_the_content_only(checkout: Path, tmp_path: Path) -> None:
-    first = source.pack(checkout, tmp_path / "one" / "first.tar.gz")
+def packed(root: Path) -> bytes:
+    stream = io.BytesIO()
+    assert source.pack(root, stream) == source.describe(root)
+    return stream.getvalue()
+
+
+def test_the_archive_depends_on_the_content_only(checkout: Path) -> None:
+    first = packed(checkout)
     before = os.umask(0o077)
     try:
         for name in TREE:
             os.utime(checkout / name, (1, 1))
             (checkout / name).chmod((checkout / name).stat().st_mode & ~0o077)  # as another umask checks it out
-        second = source.pack(checkout, tmp_path / "second.tgz")
+        assert packed(checkout) == first
     finally:
         os.umask(before)
-    content = Path(first["archive"]).read_bytes()
-    assert content == Path(second["archive"]).read_bytes()
-    assert first["sha256"] == second["sha256"] == hashlib.sha256(content).hexdigest()
-    assert {**source.describe(checkout), "archive": first["archive"], "sha256": first["sha256"]} == first
+    (checkout / "trainer" / "a.py").write_text("print(2)\n")
+    assert packed(checkout) != first
 
 
-def test_an_unpacked_archive_is_the_tree_that_was_packed(checkout: Path, tmp_path: Path) -> None:
-    packed = source.pack(checkout, tmp_path / "tree.tar.gz")
-    tree = unpack(tmp_path / "tree.tar.gz", tmp_path / "host")
+@pytest.fixture
+def sent(checkout: Path, tmp_path: Path) -> tuple[Path, str]:
+    """An unpacked copy of the checkout, and its id."""
+    return unpack(packed(checkout), tmp_path / "host"), identity(checkout)
+
+
+def test_an_unpacked_archive_is_the_tree_that_was_packed(sent: tuple[Path, str]) -> None:
+    tree, expected = sent
     (tree / "trainer" / "__pycache__").mkdir()
     (tree / "trainer" / "__pycache__" / "a.pyc").write_bytes(b"made by looking at it")
-    assert source.verify(tree, packed["source_id"]) == packed["source_id"]
+    assert source.verify(tree, expected) == source.verify(tree, "") == expected
 
 
 def change_byte(tree: Path) -> None:
@@ -131,30 +143,77 @@ def change_mode(tree: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [change_byte, add_file, remove_file, change_mode])
-def test_a_tree_that_differs_is_refused(checkout: Path, tmp_path: Path, damage: object) -> None:
-    packed = source.pack(checkout, tmp_path / "tree.tar.gz")
-    tree = unpack(tmp_path / "tree.tar.gz", tmp_path / "host")
-    source.verify(tree, packed["source_id"])
-    damage(tree)  # type: ignore[operator]
-    with pytest.raises(InputError, match=f"expected {packed['source_id']}; pack and send it again"):
-        source.verify(tree, packed["source_id"])
+def test_a_tree_that_differs_is_refused(sent: tuple[Path, str], damage: Damage) -> None:
+    tree, expected = sent
+    source.verify(tree, expected)
+    damage(tree)
+    with pytest.raises(InputError, match=f"expected {expected}; pack and send it again"):
+        source.verify(tree, expected)
 
 
 @pytest.mark.parametrize("target", ["a.py", "../data", "nowhere"])
-def test_a_symlink_is_refused_when_packing_and_when_verifying(checkout: Path, tmp_path: Path, target: str) -> None:
-    packed = source.pack(checkout, tmp_path / "tree.tar.gz")
-    tree = unpack(tmp_path / "tree.tar.gz", tmp_path / "host")
-    for root in (checkout, tree):
+def test_a_symlink_is_refused_when_packing_and_when_verifying(
+    checkout: Path, sent: tuple[Path, str], target: str
+) -> None:
+    for root in (checkout, sent[0]):
         (root / "trainer" / "link").symlink_to(target)
     with pytest.raises(InputError, match="'trainer/link' in the source tree is not a regular file"):
-        source.pack(checkout, tmp_path / "again.tar.gz")
+        source.pack(checkout, io.BytesIO())
     with pytest.raises(InputError, match="'trainer/link' in the source tree is not a regular file"):
-        source.verify(tree, packed["source_id"])
+        source.verify(*sent)
 
 
-def test_a_tree_that_changes_while_it_is_packed_is_not_sent(
-    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def release(sent: tuple[Path, str]) -> tuple[Path, str]:
+    """A tree that says of itself what it is."""
+    tree, expected = sent
+    source.write_record(tree, source.entries(tree, source.walked_files(tree)), "c" * 40)
+    return tree, expected
+
+
+def test_a_release_is_what_its_record_says(release: tuple[Path, str]) -> None:
+    found = source.check_release(*release)
+    assert (found["source_id"], found["commit"]) == (release[1], "c" * 40)
+    assert source.verify(*release) == release[1], "the record is not part of the tree"
+
+
+@pytest.mark.parametrize("damage", [change_byte, add_file, remove_file, change_mode])
+def test_a_release_that_was_edited_is_refused_and_the_file_named(release: tuple[Path, str], damage: Damage) -> None:
+    source.check_release(*release)
+    damage(release[0])
+    with pytest.raises(
+        InputError, match=r"not the source \w+ any more \((trainer/a.py|extra.py|data/电场.txt)\); run "
+    ):
+        source.check_release(*release)
+
+
+def test_own_data_and_byte_code_in_a_release_are_no_edit_but_a_module_is(release: tuple[Path, str]) -> None:
+    tree, expected = release
+    (tree / "data" / "own.jsonl").write_text("{}\n")
+    (tree / "trainer" / "__pycache__").mkdir()
+    (tree / "trainer" / "__pycache__" / "a.pyc").write_bytes(b"")
+    source.check_release(tree, expected)
+    (tree / "json.py").write_text("")  # would be imported in the place of Python's own
+    with pytest.raises(InputError, match=r"any more \(json.py\)"):
+        source.check_release(tree, expected)
+
+
+def test_a_release_of_another_id_or_without_a_record_is_refused(release: tuple[Path, str]) -> None:
+    tree, expected = release
+    with pytest.raises(InputError, match=f"is the source {expected}, asked for is {'0' * 16}"):
+        source.check_release(tree, "0" * 16)
+    text = (tree / source.RECORD).read_text()
+    (tree / source.RECORD).write_text(text.replace("print", "PRINT").replace("a.py", "b.py"))
+    with pytest.raises(InputError, match="has no readable record"):
+        source.check_release(tree, expected)
+    (tree / source.RECORD).write_text(text[:-9])
+    with pytest.raises(InputError, match="has no readable record"):
+        source.check_release(tree, expected)
+    (tree / source.RECORD).write_text(text)
+    source.check_release(tree, expected)
+
+
+def test_a_tree_that_changes_while_it_is_packed_is_not_sent(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = tarfile.TarFile.addfile
 
     def meddling(self: tarfile.TarFile, *words: object) -> None:
@@ -164,18 +223,48 @@ def test_a_tree_that_changes_while_it_is_packed_is_not_sent(
     with monkeypatch.context() as patched:
         patched.setattr(tarfile.TarFile, "addfile", meddling)
         with pytest.raises(InputError, match="changed while it was packed; run it again"):
-            source.pack(checkout, tmp_path / "tree.tar.gz")
-    assert not (tmp_path / "tree.tar.gz").exists()
-    source.pack(checkout, tmp_path / "tree.tar.gz")
+            source.pack(checkout, io.BytesIO())
+    source.pack(checkout, io.BytesIO())
 
 
-def test_a_folder_that_is_no_checkout_is_refused(checkout: Path, tmp_path: Path) -> None:
+def test_a_folder_in_which_git_knows_nothing_is_refused(checkout: Path, tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
-    with pytest.raises(InputError, match="cannot be listed by git .* use a clone"):
-        source.describe(tmp_path / "plain")
-    (checkout / "ignored.log").mkdir()  # as the embedded host below a checkout: git knows nothing in it
-    with pytest.raises(InputError, match="git knows no file in .* use a clone"):
-        source.describe(checkout / "ignored.log")
+    for folder in (tmp_path / "plain", checkout / "ignored.log"):  # the second as an embedded host below a checkout
+        folder.mkdir(exist_ok=True)
+        with pytest.raises(InputError, match="git knows no file in .* use a clone"):
+            source.describe(folder)
+    (tmp_path / "plain" / "a.py").write_text("")
+    assert source.describe(tmp_path / "plain")["files"] == 1
+
+
+def test_a_downloaded_archive_without_a_repository_is_the_same_tree(checkout: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    shutil.copytree(checkout, plain, ignore=shutil.ignore_patterns(".git"))
+    (plain / "trainer" / "noise.log").write_text("ignored there, too")
+    assert source.describe(plain) == source.describe(checkout)
+
+
+def test_a_repository_that_git_cannot_read_is_refused_in_its_words(checkout: Path) -> None:
+    source.describe(checkout)
+    (checkout / ".git" / "HEAD").write_text("damaged")
+    with pytest.raises(InputError, match="cannot be listed by git .*not a git repository.* use a clone"):
+        source.describe(checkout)
+
+
+def test_without_git_the_sentence_says_so(checkout: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with monkeypatch.context() as patched:
+        patched.setenv("PATH", str(tmp_path))
+        with pytest.raises(InputError, match="git is not installed here"):
+            source.describe(checkout)
+    source.describe(checkout)
+
+
+def test_a_tree_that_is_too_large_names_its_largest_file(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (checkout / "weights.bin").write_bytes(b"w" * (2 << 20))
+    source.describe(checkout)
+    monkeypatch.setattr(source, "LIMIT_BYTES", 1 << 20)
+    with pytest.raises(InputError, match="holds 2 MiB, the most is 1 .*'weights.bin' with 2"):
+        source.describe(checkout)
 
 
 def test_a_file_name_that_is_not_utf8_is_refused(checkout: Path) -> None:

@@ -146,3 +146,20 @@ def test_every_path_of_the_layout_is_below_the_project_root(tmp_path: Path) -> N
     assert found.root == tmp_path / "host"
     assert found.relative(found.adapters / "adapter_style") == "outputs/adapter/adapter_style"
     assert found.relative(found.runs) == "outputs/training_sync" and found.relative(found.models) == "models"
+
+
+def test_an_event_that_is_taken_in_pieces_is_whole(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, line: write(descriptor, line[:7]))
+    kept = state.append_event(layout, "note", text="电场 " * 20)
+    assert state.read_events(layout)[0] == [kept]
+
+
+def test_a_log_that_became_shorter_is_read_from_its_start(layout: Layout) -> None:
+    state.append_event(layout, "note", text="long " * 50)
+    _, cursor = state.read_events(layout)
+    layout.events.unlink()
+    last = state.append_event(layout, "note", text="x")
+    assert state.read_events(layout, cursor) == ([last], layout.events.stat().st_size)
+    layout.move_to(layout.root.with_name("moved"))
+    assert layout.events == layout.root / "outputs" / "state" / "events.jsonl"

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from trl import SFTTrainer
 
 from trainer import encoding, model, train
-from trainer.errors import TrainingFailed
+from trainer.errors import InputError, TrainingFailed
 from trainer.generate import answer
+from trainer.resume import ResumableTrainer
 
 Fit = Callable[..., tuple[Any, dict[str, Any], list[dict[str, Any]]]]
 
@@ -98,14 +98,14 @@ def test_only_the_assistants_tokens_reach_the_loss(
     ]
     batches: list[dict[str, torch.Tensor]] = []
 
-    class Watched(SFTTrainer):  # type: ignore[misc]
+    class Watched(ResumableTrainer):  # type: ignore[misc]
         """Notes what the loss is computed on: the batches as TRL's own collator made them."""
 
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **more: Any) -> Any:
             batches.append({name: inputs[name].clone() for name in ("input_ids", "labels", "attention_mask")})
             return super().compute_loss(model, inputs, *args, **more)
 
-    monkeypatch.setattr(train, "SFTTrainer", Watched)
+    monkeypatch.setattr(train, "ResumableTrainer", Watched)
     fit([{"id": "long", "messages": turns}], per_device_train_batch_size=3, max_steps=1)
     (batch,) = batches
     learned = [
@@ -124,14 +124,14 @@ def test_only_the_assistants_tokens_reach_the_loss(
 def test_the_think_block_reaches_no_loss(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     learned: list[int] = []
 
-    class Watched(SFTTrainer):  # type: ignore[misc]
+    class Watched(ResumableTrainer):  # type: ignore[misc]
         """Notes which tokens are learned."""
 
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **more: Any) -> Any:
             learned.extend(inputs["labels"][inputs["labels"] != encoding.IGNORED].tolist())
             return super().compute_loss(model, inputs, *args, **more)
 
-    monkeypatch.setattr(train, "SFTTrainer", Watched)
+    monkeypatch.setattr(train, "ResumableTrainer", Watched)
     adapted, _, _ = fit(max_steps=1, enable_thinking=False)
     vocabulary = encoding.load_tokenizer(str(adapted.base_model.model.name_or_path)).get_vocab()
     assert learned
@@ -154,14 +154,14 @@ def test_a_loss_that_is_not_a_number_ends_the_run_at_its_step(
 
 
 def test_a_loss_that_is_lost_later_names_the_later_step(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Breaking(SFTTrainer):  # type: ignore[misc]
+    class Breaking(ResumableTrainer):  # type: ignore[misc]
         """A loss that is no number from the third step on, as a rate that is too high makes it."""
 
         def compute_loss(self, *args: Any, **more: Any) -> Any:
             found = super().compute_loss(*args, **more)
             return found * float("nan") if self.state.global_step >= 2 else found
 
-    monkeypatch.setattr(train, "SFTTrainer", Breaking)
+    monkeypatch.setattr(train, "ResumableTrainer", Breaking)
     fit(max_steps=2)
     with pytest.raises(TrainingFailed, match="at step 3"):
         fit(max_steps=5)
@@ -170,7 +170,7 @@ def test_a_loss_that_is_lost_later_names_the_later_step(fit: Fit, monkeypatch: p
 def test_weights_that_are_not_finite_fail_even_when_no_loss_showed_it(
     fit: Fit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Breaking(SFTTrainer):  # type: ignore[misc]
+    class Breaking(ResumableTrainer):  # type: ignore[misc]
         """Spoils a weight behind the last loss that is reported."""
 
         def train(self, *args: Any, **more: Any) -> Any:
@@ -179,7 +179,7 @@ def test_weights_that_are_not_finite_fail_even_when_no_loss_showed_it(
             return outcome
 
     fit()
-    monkeypatch.setattr(train, "SFTTrainer", Breaking)
+    monkeypatch.setattr(train, "ResumableTrainer", Breaking)
     with pytest.raises(TrainingFailed, match="the weight .*lora_A.* is not finite; lower the learning rate"):
         fit()
 
@@ -231,3 +231,31 @@ def test_nothing_is_cut_or_packed_or_saved_behind_our_back(
     assert found.save_strategy == "no"
     assert found.report_to == []
     assert not any(tmp_path.iterdir())
+
+
+def test_a_run_without_a_place_for_checkpoints_writes_none(fit: Fit, tmp_path: Path) -> None:
+    _, result, reports = fit(max_steps=3, save_steps=1)
+    assert (result["steps"], result["checkpoints_written"], result["resumed_from_steps"]) == (3, 0, [])
+    assert len(reports) == 3 and not list(tmp_path.rglob("step-*"))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_row_whose_labels_are_all_masked_is_refused(
+    base: model.Base, tiny_rows: Any, tiny_parameters: Any, tmp_path: Path, masked: bool
+) -> None:
+    rows = list(enumerate(tiny_rows, 1))
+    examples, _ = encoding.encode(rows, base.tokenizer, "rows", enable_thinking=False, max_length=256)
+    if masked:
+        last = examples[-1]
+        nothing = [encoding.IGNORED] * len(last.labels)
+        examples[-1] = encoding.Example(last.row_id, last.turn, last.input_ids, nothing)
+    parameters = tiny_parameters(max_steps=2)
+    adapted = model.attach_adapter(base, parameters)
+    try:
+        if masked:
+            with pytest.raises(InputError, match="row 'style-3' trains no token .one of 1.; give the assistant"):
+                train.train(adapted, base, examples, parameters, tmp_path, lambda *_, **__: None)
+        else:
+            assert train.train(adapted, base, examples, parameters, tmp_path, lambda *_, **__: None)["steps"] == 2
+    finally:
+        model.detach_adapter(adapted, base)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from trainer import process
+from trainer import process, workshop
 from trainer.errors import InputError, Interrupted, TrainerError, TrainingFailed
 from trainer.workshop import WORKER_ENVIRONMENT, WorkerLost, Workshop
 
@@ -197,3 +197,81 @@ def test_a_job_that_takes_too_long_is_given_up(hire: Hire, tmp_path: Path) -> No
     who = shop.identity()
     shop.close()
     assert not process.is_alive(who)
+
+
+KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
+
+
+@pytest.mark.parametrize(
+    ("counts", "kind", "words"),
+    [
+        ([3, 4], "HostMemory", "killed by the kernel for memory (limit 512 MiB)"),
+        ([3, 3], "WorkerLost", "killed by somebody, not by the kernel for memory"),
+        ([None, None], "WorkerLost", "this host does not tell whether for memory"),
+    ],
+)
+def test_the_kernel_is_named_only_when_its_count_moved(
+    hire: Hire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: list[Any], kind: str, words: str
+) -> None:
+    monkeypatch.setattr(workshop.memory, "kills", lambda: counts.pop(0))
+    monkeypatch.setattr(workshop.memory, "limit_mib", lambda: 512)
+    with pytest.raises(WorkerLost) as caught:
+        carry_out(hire(KILLED), tmp_path)
+    assert words in str(caught.value) and caught.value.kind == kind
+
+
+def test_another_end_is_not_the_kernels_though_its_count_moved(
+    hire: Hire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = [3, 4]
+    monkeypatch.setattr(workshop.memory, "kills", lambda: counts.pop(0))
+    with pytest.raises(WorkerLost) as caught:
+        carry_out(hire("os.kill(os.getpid(), signal.SIGTERM)"), tmp_path)
+    assert "memory" not in str(caught.value) and caught.value.kind == "WorkerLost"
+
+
+def test_what_the_ending_worker_reports_is_noted_and_does_not_hold_it_up(hire: Hire, tmp_path: Path) -> None:
+    lines = """def end(number, frame):
+    for _ in range(300): report("note", text="x" * 1000)
+    report("checkpoint", step=7)
+    os._exit(143)
+signal.signal(signal.SIGTERM, end)
+report("phase", phase="training")
+time.sleep(60)"""
+    shop = hire(lines)
+    noted: list[Any] = []
+
+    def note(report: dict[str, Any]) -> None:
+        noted.append(report)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        shop.carry_out({"stage": "style"}, tmp_path / "x.log", 30.0, note)
+    started = time.monotonic()
+    shop.close(noted.append)
+    assert noted[-1] == {"event": "checkpoint", "step": 7} and len(noted) == 2
+    assert time.monotonic() - started < workshop.GRACE_SECONDS
+
+
+def test_a_tick_ends_a_job_by_raising(hire: Hire, tmp_path: Path) -> None:
+    shop = hire("time.sleep(60)")
+    ticks: list[int] = []
+
+    def tick() -> None:
+        ticks.append(1)
+        if len(ticks) == 2:
+            raise InputError("enough")
+
+    shop.tick = tick
+    with pytest.raises(InputError, match="enough"):
+        carry_out(shop, tmp_path)
+
+
+def test_the_workers_own_variables_win_and_foreign_code_is_kept_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in workshop.FOREIGN_VARIABLES:
+        monkeypatch.setenv(name, "/evil")
+    monkeypatch.setenv("TMPDIR", "/no/such/folder")
+    monkeypatch.setenv("TOKEN", "host")
+    found = workshop.worker_environment({"TOKEN": "plan"})
+    assert not {*workshop.FOREIGN_VARIABLES, "TMPDIR"} & set(found)
+    assert found["TOKEN"] == "plan" and found["PATH"] == os.environ["PATH"] and found["PYTHONUTF8"] == "1"
