@@ -177,9 +177,11 @@ class ActionModule(ActionBase):
         except AnsibleConnectionFailure as failure:
             reason = _last(failure)
         except (AnsibleError, OSError) as failure:
-            if not self._stopped.is_set():
+            # A shared connection that dies in the middle may end sftp with another status than that of ssh.
+            broke_off = os.path.exists(target) and 0 < os.path.getsize(target) < limit_bytes
+            if not (broke_off or self._stopped.is_set()):
                 return {"ok": False, "lost": False, "reason": _last(failure)}
-            reason = "it stood still"
+            reason = "it stood still" if self._stopped.is_set() else _last(failure)
         self._cuts = 0 if os.path.exists(target) and os.path.getsize(target) else self._cuts + 1
         # Over a shared connection, a host without sftp looks like one whose line drops at once.
         if ("subsystem request failed" in reason or self._cuts >= _CUTS_UNTIL_SCP) and self._use_scp():

@@ -188,8 +188,9 @@ def test_ctrl_c_leaves_the_plan_running_and_the_next_run_watches_it(line: Line) 
 
 
 def test_several_hosts_are_told_apart(line: Line) -> None:
+    beside = line.folder.parent  # what lies in the checkout goes to the hosts
     hosts = {
-        name: {"project_root": str(line.folder / name), "trainer_gate": gate}
+        name: {"project_root": str(beside / name), "trainer_gate": gate}
         for name, gate in (("one", "strict"), ("two", "off"))
     }
     shared = {
@@ -200,9 +201,9 @@ def test_several_hosts_are_told_apart(line: Line) -> None:
     inventory = {"gpu_hosts": {"hosts": hosts, "vars": shared}}
     (line.folder / "hosts.json").write_text(json.dumps(inventory))
     for name in hosts:
-        (line.folder / name).mkdir()
+        (beside / name).mkdir()
         outcomes = {"stages": {"style": MISSED}, "stage_seconds": 0.1}
-        (line.folder / name / "outcomes.json").write_text(json.dumps(outcomes))
+        (beside / name / "outcomes.json").write_text(json.dumps(outcomes))
     done = line.run("-i", "hosts.json", "--tags", "style,collect")
     assert done.returncode == 6
     assert "[one] style: step 1/3" in done.stdout and "[two] style: step 1/3" in done.stdout

@@ -135,7 +135,7 @@ def test_vaulted_secret_reaches_no_artifact(pipeline: Pipeline, tmp_path: Path) 
     sealed = pipeline.call([*vault, "--name", "trainer_hf_token", canary]).stdout
     extravars = pipeline.folder / "env" / "extravars"
     extravars.write_text(extravars.read_text() + sealed)
-    unsealing = f"-vvvv --vault-password-file {tmp_path / 'key'} --tags"
+    unsealing = f"--vault-password-file {tmp_path / 'key'} -vvvv --tags"
     done = pipeline.call(pipeline.command("--tags", unsealing))
     assert done.returncode == 0, done.stdout
     everywhere = [path for path in pipeline.line.folder.parent.rglob("*") if path.is_file()]

@@ -26,14 +26,8 @@ from .standing import attach, execute, stands, stop
 
 FOLDER = REPOSITORY / ".stagegate" / "lab"
 # No GPU and no package index in there: the same line as on the embedded host, over SSH, with the provider's packages.
-PLAY_VARS: dict[str, Any] = {
-    "gpu_host_gate": "off",
-    "gpu_host_requirements_files": [],
-    "gpu_host_constraints_files": [],
-    "trainer_profile": "embedded",
-}
+PLAY_VARS: dict[str, Any] = {"gpu_host_gate": "off", "trainer_profile": "embedded"}
 PLAY_ROOT = f"/{DATA}/stagegate"
-MAKE_VENV = "/root/miniconda3/bin/python -m venv --without-pip --system-site-packages"
 
 
 def arguments(words: list[str]) -> argparse.Namespace:
@@ -69,9 +63,6 @@ def play(asked: argparse.Namespace) -> None:
     where = {"project_root": PLAY_ROOT, "gpu_host_venv_dir": f"{PLAY_ROOT}/venv"}
     lab, inventory = start(asked, keep=False, **PLAY_VARS, **where)
     try:
-        for host in lab.hosts:
-            if asked.python in ("both", "miniconda") and not asked.image:
-                host.run(f"mkdir -p {PLAY_ROOT}; {MAKE_VENV} {PLAY_ROOT}/venv")
         folder = "" if asked.folder == FOLDER else f" --folder {asked.folder}"
         reach = f"{os.path.relpath(sys.executable)} -m tests.lab exec{folder} --"
         print(f"inventory: {os.path.relpath(inventory)}")

@@ -108,10 +108,9 @@ class Controller:
             os.killpg(leader, number)
 
     def find_main(self) -> int:
-        for pid in children(self.first):
+        for pid in children(self.first)[:1]:  # those behind it were left by others, such as shared connections of ssh
             with contextlib.suppress(ProcessLookupError):
-                if os.getpgid(pid) == pid:
-                    self.main = pid
+                self.main = pid if os.getpgid(pid) == pid else 0
         return self.main
 
     def lose(self) -> None:

@@ -9,9 +9,8 @@ def test_cancel_ends_every_process_whatever_its_session_and_twice_is_once(remote
     controller = remote.start(*ONE, **LONG)
     remote.wait_for_step("sample")
     # What a data loader or a library might start: a child of the worker in a session of its own.
-    marker = remote.host.run(
-        "tr '\\0' '\\n' < /proc/$(pgrep -f -- '-m trainer.* worker ')/environ | grep ^STAGEGATE_PLAN="
-    ).stdout.strip()
+    worker = next(pid for pid, line in remote.host.processes() if "-m trainer" in line and " worker " in line)
+    marker = remote.host.run(f"tr '\\0' '\\n' < /proc/{worker}/environ | grep ^STAGEGATE_PLAN=").stdout.strip()
     remote.host.run(f"env '{marker}' setsid sleep 2000 >/dev/null 2>&1 &")
     done = remote.run(playbook="cancel")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -65,4 +65,4 @@ def test_time_limit_of_a_stage_holds_without_a_controller(remote: Remote) -> Non
     ended = remote.wait_for(lambda e: e["event"] == "plan ended", 60)
     assert ended["exit_code"] == 5
     assert "stage_timeout_seconds" in ended["message"]
-    assert remote.training_processes() == []
+    remote.wait_until(lambda: remote.training_processes() == [], 30)
