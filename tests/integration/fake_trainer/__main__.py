@@ -179,6 +179,12 @@ def status(host: Host, args: argparse.Namespace) -> dict[str, Any]:
     return {**state, "exit_code": 0, "message": "", "lines": [f"running: {state['running']}"]}
 
 
+def secret(host: Host, args: argparse.Namespace) -> dict[str, Any]:
+    if args.what == "put" and not json.load(sys.stdin)["value"]:
+        raise Refused(2, "no secret on standard input")
+    return {"changed": True}
+
+
 def cancel(host: Host, args: argparse.Namespace) -> dict[str, Any]:
     return {"lines": ["nothing runs"]}
 
@@ -225,7 +231,7 @@ def import_(host: Host, args: argparse.Namespace) -> dict[str, Any]:
 
 COMMANDS = {
     "cancel": cancel, "check": check, "collect": collect, "export": export, "import": import_,
-    "imported": imported, "params": params, "source": source, "status": status,
+    "imported": imported, "params": params, "secret": secret, "source": source, "status": status,
     "submit": submit, "supervise": supervise, "watch": watch,
 }  # fmt: skip
 
@@ -237,7 +243,7 @@ def main() -> int:
     parser.add_argument("what", nargs="?")
     for option in ("--input", "--output", "--output-dir", "--host-root", "--export-id", "--expect", "--commit"):
         parser.add_argument(option)
-    for option in ("--plan", "--stage", "--data-root", "--max-file-bytes", "--max-total-bytes"):
+    for option in ("--plan", "--stage", "--name", "--data-root", "--max-file-bytes", "--max-total-bytes"):
         parser.add_argument(option)
     parser.add_argument("--after", type=int, default=0)
     parser.add_argument("--wait-seconds", type=float, default=0)
