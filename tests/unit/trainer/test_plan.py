@@ -1,4 +1,4 @@
-"""The plan: what is asked for, what each stage has to do and why, and which gate is closed."""
+"""The plan: what is asked for, how it is recorded, and when it is submitted."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from trainer.errors import InputError, Interrupted
 from trainer.state import StateError, read_events, read_json, write_json
 
 ALL = ["sample", "style", "writing", "all"]
-TRAIN = dict.fromkeys(ALL, "train")
-KEEP = dict.fromkeys(ALL, "keep")
 
 
 def touch_rows(line: Any, name: str) -> None:
