@@ -319,7 +319,7 @@ def last_object(stdout: str) -> dict[str, Any] | None:
             continue
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # a hostile host may nest as deep as it likes
             continue
         if isinstance(found, Mapping):
             return dict(found)

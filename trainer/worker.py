@@ -28,8 +28,10 @@ from trainer import (
     fingerprint,
     hub,
     process,
+    source,
     stages,
     state,
+    steps,
 )
 from trainer.data import raise_errors, read_rows
 from trainer.errors import InputError, TrainerError, TrainingFailed
@@ -279,6 +281,7 @@ def environment(job: Job, parameters: config.Parameters) -> dict[str, Any]:
         "base_model": parameters.model_name_or_path,
         "base_hash": job["base_hash"],
         "source_id": job["source_id"],
+        "source_commit": (source.read_record(steps.code_root()) or {}).get("commit", ""),
         "enable_thinking": parameters.enable_thinking,
     }
 

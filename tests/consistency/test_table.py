@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from trainer import config, stages
+from trainer import config, plan, stages
 
 ROOT = Path(__file__).resolve().parents[2]
 ANSIBLE_FOLDERS = ("playbooks", "roles", "inventory", "action_plugins", "callback_plugins", "filter_plugins")
@@ -166,3 +166,14 @@ def test_the_torch_free_commands_need_the_controllers_packages_only() -> None:
             [sys.executable, "-c", code, *words], cwd=ROOT, input="{}", capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
+
+
+def test_the_time_that_a_plan_may_take_is_the_same_with_and_without_ansible() -> None:
+    assert plays("roles/trainer/defaults/main.yml")["trainer_plan_timeout_seconds"] == plan.PLAN_TIMEOUT_SECONDS
+
+
+def test_the_providers_proxy_files_are_those_that_a_checkout_tries() -> None:
+    providers = plays("roles/gpu_host/vars/main.yml")["__gpu_host_providers"]
+    listed = providers.values() if isinstance(providers, dict) else providers
+    known = {path for provider in listed for path in provider.get("environment_files", [])}
+    assert known == set(plays("roles/checkout/defaults/main.yml")["checkout_environment_files"]) != set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import signal
 import subprocess
@@ -37,6 +38,8 @@ plugin = load()
         ('Welcome to the box\n{"a": 1}\nlogout\n', {"a": 1}),
         ('{"a": 1}\n{"a": 2}\n', {"a": 2}),
         ('{"a": 1}\n{broken\n', {"a": 1}),
+        ('{"a": 1}\n{"a": ' + "[" * 100_000 + "\n", {"a": 1}),
+        ('{"a": ' + "[" * 20 + "]" * 20 + "}\n", {"a": json.loads("[" * 20 + "]" * 20)}),
         ("[1]\n", None),
         ("", None),
     ],

@@ -51,6 +51,7 @@ def test_the_report_tells_what_the_result_was_made_with(finished_line: Any) -> N
     assert environment["base_model"] == str(finished_line.base)
     assert environment["base_hash"] == report["fingerprint"]["parts"]["base"]
     assert environment["enable_thinking"] is False
+    assert environment["source_commit"] == ""  # this code is no release
     assert all(environment[name] for name in ("python", "torch", "transformers", "peft", "trl"))
     assert environment["gpu"] is None or isinstance(environment["gpu"], str)
 
