@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.fingerprint import of_file, of_value
+from trainer.digest import of_file, of_value
 from trainer.state import sync_file, sync_folder
 
 SCHEMA = 1

@@ -5,38 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from trainer import __version__, config, stages
+from trainer.arguments import Parser
 from trainer.errors import InputError, TrainerError
 
 Add = Callable[..., Any]
-
-
-class Parser(argparse.ArgumentParser):
-    """Wrong arguments are an input error like others: one sentence with the likeliest right word, exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        where = self.prog.partition(" ")[2]
-        usage = f"see `python -m trainer {where + ' ' if where else ''}--help`"
-        if match := re.match(r"argument COMMAND: invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            names = re.findall(r"[a-z]+", match[2])
-            hint = config.suggestion(match[1], names) or f"; choose from {', '.join(names)}"
-            raise InputError(f"there is no command {match[1]!r}{hint}")
-        if match := re.match(r"unrecognized arguments: (--[^ =]+)", message):
-            raise InputError(f"there is no option {match[1]}{self._nearest_option(match[1])}; {usage}")
-        raise InputError(f"{message}; {usage}")
-
-    def _nearest_option(self, option: str) -> str:
-        options = set(self._option_string_actions)
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                options.update(name for parser in action.choices.values() for name in parser._option_string_actions)
-        return config.suggestion(option, sorted(options)).rstrip("?")  # a pointer to the help follows
 
 
 def build_parser() -> Parser:
@@ -115,6 +93,7 @@ def _add_looking(add: Add) -> None:
 def _add_data(add: Add) -> None:
     check = add("check", help="data, parameters, packages and base model, before anything is loaded")
     _request_arguments(check)
+    check.add_argument("--data-only", action="store_true", help="look at the data of every stage and at nothing else")
     _json_argument(check)
     score = add("score", help="score predictions against a benchmark")
     for name in ("benchmark", "predictions", "output"):

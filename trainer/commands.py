@@ -18,6 +18,7 @@ from trainer import (
     artifacts,
     base,
     config,
+    content,
     courier,
     credentials,
     diagnose,
@@ -283,8 +284,12 @@ def show_diagnosis(arguments: Arguments, root: Path) -> int:
 
 
 def check(arguments: Arguments, root: Path) -> int:
-    """Data, parameters, packages and base model; all findings at once."""
-    found = precheck.inspect(plans.from_request(request_from(arguments)), Layout(root))
+    """Data, parameters, packages and base model, or the data alone; all findings at once."""
+    request = request_from(arguments)
+    if arguments.data_only:
+        found = precheck.inspect_data(str(request.get("data_root") or ""))
+    else:
+        found = precheck.inspect(plans.from_request(request), Layout(root))
     if arguments.json or not found.errors:
         answer(arguments, {"lines": found.lines, "findings": [item.as_dict() for item in found.findings]})
     found.raise_errors()
@@ -330,13 +335,13 @@ def show_source(arguments: Arguments, root: Path) -> int:
     return 0
 
 
-def _verified(tree: Path, arguments: Arguments) -> dict[str, Any]:
-    record = source.read_record(tree)
+def _verified(folder: Path, arguments: Arguments) -> dict[str, Any]:
+    record = content.read_record(folder)
     if record is None:
-        return {"source_id": source.verify(tree, arguments.expect), "commit": ""}
-    record = source.check_release(tree, arguments.expect or record["source_id"])
+        return {"source_id": content.verify(folder, arguments.expect), "commit": ""}
+    record = content.check_release(folder, arguments.expect or record["source_id"])
     if arguments.commit and arguments.commit != record["commit"]:
-        raise InputError(f"the code in {tree} is of commit {record['commit'] or 'unknown'}, not {arguments.commit}")
+        raise InputError(f"the code in {folder} is of commit {record['commit'] or 'unknown'}, not {arguments.commit}")
     return {"source_id": record["source_id"], "commit": record["commit"]}
 
 

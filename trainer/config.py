@@ -7,13 +7,13 @@ profile (stages.yml) < environment (upper-case field name) < variable or command
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from trainer.arguments import suggestion as suggestion
 from trainer.errors import InputError
 
 Scope = Literal["training", "evaluation", "runtime"]
@@ -208,12 +208,6 @@ def _to_number(value: Any, *, whole: bool) -> int | float:
     if not math.isfinite(number) or (whole and number != int(number)):
         raise ValueError(f"is {_shown(value)}; give {words}")
     return int(number) if whole else number
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """`; did you mean x?` for a misspelt name, or an empty string."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def checked(values: Mapping[str, Any], source: str) -> tuple[dict[str, Override], list[str]]:

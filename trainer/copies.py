@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer import download, fingerprint, hub
+from trainer import digest, download, hub
 from trainer.config import Parameters
 from trainer.errors import HostUnfit
 from trainer.repositories import TITLES, Listing, SourceFailed, endpoint_of, look_up
@@ -145,7 +145,7 @@ def _stamp(path: Path) -> list[int]:
 
 def _write_manifest(folder: Path, listing: Listing) -> None:
     files = {
-        name: {"stamp": _stamp(folder / name), "sha256": file.sha256 or fingerprint.of_file(folder / name)}
+        name: {"stamp": _stamp(folder / name), "sha256": file.sha256 or digest.of_file(folder / name)}
         for name, file in listing.files.items()
     }
     record = {"name": listing.name, "source": listing.source, "commit": listing.commit, "files": files}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer import fingerprint, metrics
+from trainer import digest, fingerprint, metrics
 from trainer.config import Parameters, by_scope
 from trainer.data import Row, leakage, load_rows, question
 from trainer.errors import InputError
@@ -98,7 +98,7 @@ def base_scores(
     # Quantisation and the type of the computation change the base's answers too.
     shaping["model"] = [parameters.use_qlora, parameters.compute_dtype, parameters.enable_thinking]
     modules = fingerprint.of_modules(("encoding", "generate"))
-    path = cache / f"base_answers_{fingerprint.of_value([base_hash, shaping, modules])[:16]}.json"
+    path = cache / f"base_answers_{digest.of_value([base_hash, shaping, modules])[:16]}.json"
     known: dict[str, Row] = (read_json(path) or {"answers": {}})["answers"]
     keys = {id(row): _question_key(row) for asked in sets for row in asked.rows}
     unknown = {keys[id(row)]: row for asked in sets for row in asked.rows if keys[id(row)] not in known}
@@ -118,7 +118,7 @@ def _question_key(row: Row) -> str:
     messages = list(row.get("messages") or [])
     if messages and messages[-1].get("role") == "assistant":
         messages.pop()
-    return fingerprint.of_value([messages, row.get("query"), row.get("tools")])
+    return digest.of_value([messages, row.get("query"), row.get("tools")])
 
 
 def gate(stage: Stage, parameters: Parameters, evaluations: Sequence[dict[str, Any]], mode: str) -> dict[str, Any]:

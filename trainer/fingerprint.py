@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-from trainer import base, config
+from trainer import base, config, digest
 from trainer.errors import InputError
 from trainer.stages import Stage, StageTable
 from trainer.state import Layout, read_json, write_json
@@ -23,25 +20,10 @@ EVALUATION_MODULES = (
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def of_value(value: Any) -> str:
-    """sha256 of a value's canonical JSON."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def of_file(path: Path) -> str:
-    """sha256 of a file's bytes, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 def of_files(folder: Path, names: Iterable[str]) -> str:
     """sha256 over names and contents; a missing file counts as missing, not as empty."""
-    found = {name: of_file(folder / name) if (folder / name).is_file() else None for name in names}
-    return of_value(found)
+    found = {name: digest.of_file(folder / name) if (folder / name).is_file() else None for name in names}
+    return digest.of_value(found)
 
 
 def of_modules(names: Iterable[str]) -> str:
@@ -88,7 +70,7 @@ def _of_folder(folder: Path, layout: Layout) -> str:
     if not any(path.name == "config.json" for path in files):
         raise InputError(f"the base model folder {str(folder)!r} holds no config.json; name a model folder")
     stamp = [[p.name, p.stat().st_size, p.stat().st_mtime_ns, p.stat().st_ctime_ns] for p in files]
-    memory = layout.cache / f"base_hash_{of_value(str(folder.resolve()))[:16]}.json"
+    memory = layout.cache / f"base_hash_{digest.of_value(str(folder.resolve()))[:16]}.json"
     known = read_json(memory)
     if known and known["stamp"] == stamp:
         return str(known["hash"])
@@ -102,9 +84,9 @@ def training_parts(
 ) -> dict[str, str]:
     """The hashes that an adapter depends on; `previous` is the training fingerprint of the stage before."""
     return {
-        "data": of_file(data_root / stage.data),
+        "data": digest.of_file(data_root / stage.data),
         "base": base_hash,
-        "parameters": of_value(config.by_scope(parameters, "training")),
+        "parameters": digest.of_value(config.by_scope(parameters, "training")),
         "modules": of_modules(TRAINING_MODULES),
         "previous": previous,
     }
@@ -118,9 +100,9 @@ def evaluation_parts(stage: Stage, table: StageTable, parameters: config.Paramet
         del shaping["gate_questions"]
     return {
         "benchmarks": of_files(data_root, files),
-        "evaluation_parameters": of_value(shaping),
+        "evaluation_parameters": digest.of_value(shaping),
         "evaluation_modules": of_modules(EVALUATION_MODULES),
-        "gate": of_value([dict(stage.gate), list(stage.benchmarks)]),
+        "gate": digest.of_value([dict(stage.gate), list(stage.benchmarks)]),
     }
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer import credentials
+from trainer.digest import of_value
 from trainer.errors import Interrupted
-from trainer.fingerprint import of_value
 from trainer.plan import Plan
 from trainer.state import (
     SCHEMA,

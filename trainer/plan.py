@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from trainer import config, fingerprint, source, stages
+from trainer import config, content, digest, fingerprint, stages
 from trainer.errors import InputError, Interrupted
 from trainer.process import Locked, boot_id, boot_seconds, is_alive, is_locked, locked
 from trainer.state import SCHEMA, Layout, StateError, append_event, now, read_json, read_stage, write_json
@@ -101,7 +101,7 @@ def from_request(request: Mapping[str, Any]) -> Plan:
         code_hash=fingerprint.of_code(),
         plan_timeout_seconds=limit,
     )
-    short = fingerprint.of_value(plan.content())[:8]
+    short = digest.of_value(plan.content())[:8]
     return Plan(**{**plan.__dict__, "plan_id": f"{moment:%Y%m%dT%H%M%S}-{short}"})
 
 
@@ -176,7 +176,7 @@ def check_source(plan: Plan) -> None:
             f"start it from releases/{plan.source_id}, or submit it again with this code"
         )
     if plan.source_id:
-        source.check_release(here, plan.source_id)
+        content.check_release(here, plan.source_id)
 
 
 def is_running(layout: Layout, record: Mapping[str, Any] | None) -> bool:

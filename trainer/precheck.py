@@ -73,10 +73,26 @@ def inspect(plan: Plan, layout: Layout) -> Inspection:
     findings = list(dict.fromkeys(findings + check_packages(steps.code_root() / "requirements" / "trainer.txt")))
     lines = [str(finding) for finding in findings] + list(dict.fromkeys(notes))
     if not any(finding.severity == "error" for finding in findings):
-        counts = {name: len(data.read_rows(root / table.stage(name).data)[0]) for name in plan.stages}
-        counted = ", ".join(f"{name} {count}" for name, count in counts.items())
-        lines.append(f"data is sound: {counted} rows; python {platform.python_version()}")
+        lines.append(_counted(root, table, plan.stages))
     return Inspection(findings, lines)
+
+
+def inspect_data(named_root: str) -> Inspection:
+    """The rows of every stage and nothing else: the check of data that came in a bundle, before there is a model."""
+    table = stages.load()
+    root = steps.data_root(named_root)
+    findings = [finding for name in table.names for finding in data.check_stage(root, table, table.stage(name))]
+    findings = list(dict.fromkeys(findings))
+    lines = [str(finding) for finding in findings]
+    if not any(finding.severity == "error" for finding in findings):
+        lines.append(_counted(root, table, table.names))
+    return Inspection(findings, lines)
+
+
+def _counted(root: Path, table: stages.StageTable, names: Iterable[str]) -> str:
+    counts = {name: len(data.read_rows(root / table.stage(name).data)[0]) for name in names}
+    counted = ", ".join(f"{name} {count}" for name, count in counts.items())
+    return f"data is sound: {counted} rows; python {platform.python_version()}"
 
 
 def check_packages(requirements: Path) -> list[Finding]:

@@ -1,6 +1,7 @@
 """The releases of the source on a host: published whole, switched to by one rename, pruned. No torch.
 
-`<project root>/code` is a link to `releases/<source id>`. An unpacked tree publishes itself: this module runs from it.
+`<project root>/code` is a link to `releases/<source id>`. An unpacked tree publishes itself: this module runs from it,
+or from what a bundle carries along (Python 3.8, standard library alone).
 """
 
 from __future__ import annotations
@@ -11,19 +12,19 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from trainer import source
+from trainer import content
 from trainer.errors import HostUnfit, InputError, Interrupted
 from trainer.state import Layout, StateError, read_json, sync_folder
 
 KEPT = 3
 LEFTOVER_SECONDS = 86400.0  # an upload that is older has no uploader any more
 LOCK_SECONDS = 60.0
-IDENTITY = re.compile(rf"[0-9a-f]{{{source.ID_LENGTH}}}")
+IDENTITY = re.compile(rf"[0-9a-f]{{{content.ID_LENGTH}}}")
 
 
 def publish(layout: Layout, incoming: Path, expected: str, commit: str) -> dict[str, Any]:
@@ -32,19 +33,12 @@ def publish(layout: Layout, incoming: Path, expected: str, commit: str) -> dict[
     `expected`: the id that the tree must have, or empty; `commit`: where it comes from, or empty.
     Returns {"source_id", "commit", "lines"}; InputError when the tree is another, HostUnfit when the disk refuses.
     """
-    try:
-        source_id = source.verify(incoming, expected)
-        shipped = source.entries(incoming, source.walked_files(incoming))
-        with _alone(layout):
-            lines = _place(layout, incoming, source_id, shipped, commit)
-            _switch(layout, source_id)
-            lines += _prune(layout, source_id)
-    except OSError as problem:
-        raise HostUnfit(
-            f"the source cannot be published in {releases(layout)} ({problem.strerror or problem}); "
-            "make room there or correct its permissions"
-        ) from None
-    return {"source_id": source_id, "commit": commit, "lines": lines}
+    with refused_by_disk(layout):
+        content.verify(incoming, expected)
+        shipped = content.entries(incoming, content.walked_files(incoming))
+        with alone(layout):
+            lines = install(layout, incoming, shipped, content.Origin(commit))
+    return {"source_id": content.source_id(shipped), "commit": commit, "lines": lines}
 
 
 def releases(layout: Layout) -> Path:
@@ -52,7 +46,75 @@ def releases(layout: Layout) -> Path:
     return layout.root / "releases"
 
 
-def _sync(tree: Path) -> None:
+@contextlib.contextmanager
+def refused_by_disk(layout: Layout) -> Iterator[None]:
+    """What the disk says becomes HostUnfit with what to do."""
+    try:
+        yield
+    except OSError as problem:
+        raise HostUnfit(
+            f"the source cannot be published in {releases(layout)} ({problem.strerror or problem}); "
+            "make room there or correct its permissions"
+        ) from None
+
+
+@contextlib.contextmanager
+def alone(layout: Layout) -> Iterator[None]:
+    """Hold the releases: two who publish do so one after the other. Interrupted when the other one takes too long."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    path = releases(layout) / ".lock"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise Interrupted(
+                        f"another run has been publishing in {path.parent} for {LOCK_SECONDS:.0f} s; "
+                        "try again when it has ended"
+                    ) from None
+                time.sleep(0.1)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def install(
+    layout: Layout,
+    incoming: Path,
+    shipped: list[content.Entry],
+    origin: content.Origin,
+    before_switch: Callable[[], None] = lambda: None,
+) -> list[str]:
+    """Make a verified tree with these entries the release in use; the caller holds `alone`. Returns lines to show.
+
+    `incoming` lies on the file system of the releases. `before_switch` runs when the release lies there, and is the
+    last that may refuse.
+    """
+    source_id = content.source_id(shipped)
+    lines = _place(layout, incoming, source_id, shipped, origin)
+    before_switch()
+    _switch(layout, source_id)
+    return lines + _prune(layout, source_id)
+
+
+def current(layout: Layout) -> Path | None:
+    """The release in use, None before the first; InputError when `code` is not a link into the releases."""
+    code = layout.root / "code"
+    if not os.path.lexists(code):
+        return None
+    if not code.is_symlink():
+        raise InputError(f"{code} is no link, so it was not made by this role; move it away")
+    target = os.readlink(code)
+    if os.path.dirname(target) != "releases" or not os.path.basename(target).strip("."):
+        raise InputError(f"{code} is a link to {target!r}, which is no release of this project; move it away")
+    release = layout.root / target
+    return release if release.is_dir() and not release.is_symlink() else None
+
+
+def sync(tree: Path) -> None:
     """fsync a tree: after a power loss the release is whole or not there."""
     for folder, _, names in os.walk(tree):
         for name in names:
@@ -61,39 +123,23 @@ def _sync(tree: Path) -> None:
         sync_folder(Path(folder))
 
 
-@contextlib.contextmanager
-def _alone(layout: Layout) -> Iterator[None]:
-    """Two controllers publish one after the other."""
-    deadline = time.monotonic() + LOCK_SECONDS
-    with (releases(layout) / ".lock").open("ab") as stream:
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise Interrupted(
-                        f"another run has been publishing in {releases(layout)} for {LOCK_SECONDS:.0f} s; "
-                        "try again when it has ended"
-                    ) from None
-                time.sleep(0.1)
-        yield
-
-
-def _place(layout: Layout, incoming: Path, source_id: str, shipped: list[source.Entry], commit: str) -> list[str]:
+def _place(
+    layout: Layout, incoming: Path, source_id: str, shipped: list[content.Entry], origin: content.Origin
+) -> list[str]:
     """Give the tree its name. The same release stays as it is; one that was edited is kept beside it."""
     target, lines = releases(layout) / source_id, []
     if _is_intact(target):  # processes may stand in it, and data may have been put there
-        known = source.read_record(target) or {}
-        source.write_record(target, shipped, commit or known.get("commit", ""))
+        known = content.read_record(target) or {}
+        kept = {name: value or known.get(name) or value for name, value in origin._asdict().items()}
+        content.write_record(target, shipped, content.Origin(**kept))
         shutil.rmtree(incoming)
         return []
     if os.path.lexists(target):
         aside = target.with_name(f"{source_id}.edited-{datetime.now(timezone.utc):%Y%m%dT%H%M%S%f}")
         os.rename(target, aside)
         lines = [f"the code on the host was not what was sent there; it is kept in {aside} and not trained with"]
-    source.write_record(incoming, shipped, commit)
-    _sync(incoming)
+    content.write_record(incoming, shipped, origin)
+    sync(incoming)
     os.rename(incoming, target)
     sync_folder(target.parent)
     return lines
@@ -101,17 +147,17 @@ def _place(layout: Layout, incoming: Path, source_id: str, shipped: list[source.
 
 def _is_intact(release: Path) -> bool:
     """Whether the code of a release is what its name says."""
-    for check in (source.check_release, source.verify):  # the second for one whose record was lost
+    for check in (content.check_release, content.verify):  # the second for one whose record was lost
         with contextlib.suppress(InputError, OSError):
             check(release, release.name)
-            return release.is_dir()
+            return release.is_dir() and not release.is_symlink()
     return False
 
 
 def _is_pristine(release: Path) -> bool:
     """Whether a release holds nothing but what came with it."""
     with contextlib.suppress(InputError, OSError):
-        return bool(source.verify(release, release.name))
+        return bool(content.verify(release, release.name))
     return False
 
 
@@ -120,8 +166,10 @@ def _switch(layout: Layout, source_id: str) -> None:
     code = layout.root / "code"
     if code.exists() and not code.is_symlink():
         raise InputError(f"{code} is no link, so it was not made by this role; move it away")
+    for left in layout.root.glob(".code.*"):  # of somebody who was killed here: only one at a time comes so far
+        if left.is_symlink():
+            left.unlink()
     fresh = layout.root / f".code.{os.getpid()}"
-    fresh.unlink(missing_ok=True)
     fresh.symlink_to(f"releases/{source_id}")
     os.replace(fresh, code)
     os.utime(releases(layout) / source_id)  # the newest by its time is the one in use

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
-from trainer import fingerprint
+from trainer import digest
 from trainer.errors import HostUnfit
 
 SOURCES = ("hub", "modelscope")
@@ -60,7 +60,7 @@ class Listing:
     def identity(self) -> str:
         """sha256 over source, name, commit and the published hashes: what a result is bound to."""
         files = {name: asdict(file) for name, file in self.files.items()}
-        return fingerprint.of_value([self.source, self.name, self.commit, files])
+        return digest.of_value([self.source, self.name, self.commit, files])
 
     def url(self, path: str) -> str:
         """The address of one file at this very commit."""
@@ -182,5 +182,5 @@ def _look_up_modelscope(endpoint: str, name: str, revision: str, token: str | No
     # The list names its commit by the first digits only; a file of that commit tells it in full.
     known = [str(item.get("Revision") or "") for item in blobs]
     whole = [commit for commit in (short, *known) if COMMIT.fullmatch(commit) and short and commit.startswith(short)]
-    content = fingerprint.of_value({path: file.sha256 for path, file in files.items()})[:24]
+    content = digest.of_value({path: file.sha256 for path, file in files.items()})[:24]
     return Listing("modelscope", endpoint, name, revision, whole[0] if whole else f"content-{content}", files)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import config, data, fingerprint, stages
+from trainer import config, data, digest, fingerprint, stages
 from trainer.errors import NotReady
 from trainer.stages import Stage, StageTable
 from trainer.state import Layout, read_stage, standing_result
@@ -34,8 +34,8 @@ class Step:
     @property
     def fingerprint(self) -> dict[str, Any]:
         return {
-            "training": fingerprint.of_value(self.training),
-            "evaluation": fingerprint.of_value(self.evaluation),
+            "training": digest.of_value(self.training),
+            "evaluation": digest.of_value(self.evaluation),
             "parts": {**self.training, **self.evaluation},
         }
 
@@ -173,7 +173,7 @@ def _why_closed(plan: Plan, layout: Layout, table: StageTable, stage: Stage) -> 
     root = data_root(plan.data_root)
     parameters, _ = table.resolve(stage.name, plan.profile, plan.overrides)
     now_parts = {
-        "data": fingerprint.of_file(root / stage.data),
+        "data": digest.of_file(root / stage.data),
         "base": fingerprint.of_base(parameters, layout, corpus()),
         "modules": fingerprint.of_modules(fingerprint.TRAINING_MODULES),
         "gate": fingerprint.evaluation_parts(stage, table, parameters, root)["gate"],

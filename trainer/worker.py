@@ -21,14 +21,15 @@ from trainer import base as embedded
 from trainer import (
     checkpoint,
     config,
+    content,
     copies,
     credentials,
+    digest,
     encoding,
     evaluate,
     fingerprint,
     hub,
     process,
-    source,
     stages,
     state,
     steps,
@@ -95,7 +96,7 @@ class Worker:
 
         numbered, findings = read_rows(data_root / stage.data, stage.data)
         raise_errors(findings)
-        if fingerprint.of_file(data_root / stage.data) != job["fingerprint"]["parts"]["data"]:
+        if digest.of_file(data_root / stage.data) != job["fingerprint"]["parts"]["data"]:
             raise InputError(f"{stage.data} changed after the plan had looked at it; submit the plan again")
         if job["mode"] == "train":
             adapted, training = self._train(base, stage, parameters, numbered, job)
@@ -281,7 +282,7 @@ def environment(job: Job, parameters: config.Parameters) -> dict[str, Any]:
         "base_model": parameters.model_name_or_path,
         "base_hash": job["base_hash"],
         "source_id": job["source_id"],
-        "source_commit": (source.read_record(steps.code_root()) or {}).get("commit", ""),
+        "source_commit": (content.read_record(steps.code_root()) or {}).get("commit", ""),
         "enable_thinking": parameters.enable_thinking,
     }
 

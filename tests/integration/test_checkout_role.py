@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from trainer import source
+from trainer import content, source
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = REPOSITORY / "roles" / "checkout" / "files"
@@ -94,7 +94,7 @@ class Host:
 
     def code(self) -> dict[str, Any]:
         """The record of the code, whose files are compared with it."""
-        return source.check_release(self.root / "code", (self.root / "code").resolve().name)
+        return content.check_release(self.root / "code", (self.root / "code").resolve().name)
 
     def leftovers(self) -> list[str]:
         return [path.name for path in self.releases.glob(".*") if path.name != ".lock"]
@@ -300,7 +300,7 @@ def test_two_controllers_with_different_commits_both_succeed(origin: Origin, hos
     names = [json.loads(out)["source_id"] for out, _, _ in ended]
     assert len(set(names)) == 2 and host.code()["commit"] in commits and host.leftovers() == []
     for name in names:
-        source.check_release(host.releases / name, name)
+        content.check_release(host.releases / name, name)
 
 
 def test_a_host_without_git_is_told_of_worktree(origin: Origin, host: Host, tmp_path: Path) -> None:
@@ -472,7 +472,7 @@ def test_the_worktree_from_a_dry_run_to_a_run_without_change(origin: Origin, hos
     (line.root / "code" / "trainer" / "cli.py").write_text("edited by hand")
     healed = line.run()
     assert "not what was sent there" in healed.stdout and "changed=1 " in healed.stdout
-    assert source.check_release(line.root / "code", expected)
+    assert content.check_release(line.root / "code", expected)
 
 
 def test_git_pins_the_commit_of_the_checkout_and_warns_of_local_edits(origin: Origin, host: Host) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from trainer import process, source
+from trainer import content, process
 from trainer.state import Layout, read_events, read_stage
 
 REPOSITORY = Path(process.__file__).resolve().parents[1]
@@ -72,9 +72,9 @@ class FastHost:
         fresh = folder / "releases" / "fresh"
         shutil.copytree(REPOSITORY / "trainer", fresh / "trainer", ignore=shutil.ignore_patterns("__pycache__"))
         (fresh / "trainer" / "worker.py").write_text(WORKER, encoding="utf-8")
-        shipped = source.entries(fresh, source.walked_files(fresh))
-        source.write_record(fresh, shipped, commit="")
-        self.code = fresh.rename(fresh.with_name(source.source_id(shipped)))
+        shipped = content.entries(fresh, content.walked_files(fresh))
+        content.write_record(fresh, shipped, content.Origin())
+        self.code = fresh.rename(fresh.with_name(content.source_id(shipped)))
         self.supervisors: list[subprocess.Popen[str]] = []
         self.environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         self.do("pass")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trainer import fingerprint, plan, process, source
+from trainer import content, fingerprint, plan, process
 from trainer.errors import InputError, Interrupted
 from trainer.state import StateError, read_events, read_json, write_json
 
@@ -247,9 +247,9 @@ def test_a_source_is_that_of_the_release_or_none(line: Any, monkeypatch: pytest.
     code = tmp_path / "releases" / "fresh"
     code.mkdir(parents=True)
     (code / "a.py").write_text("print(1)\n")
-    shipped = source.entries(code, ["a.py"])
-    right, wrong = source.source_id(shipped), "f" * 16
-    source.write_record(code, shipped, commit="")
+    shipped = content.entries(code, ["a.py"])
+    right, wrong = content.source_id(shipped), "f" * 16
+    content.write_record(code, shipped, content.Origin())
     code = code.rename(code.with_name(right))
     monkeypatch.setattr(plan, "code_root", lambda: code)
     plan.check_source(line.plan("sample", source_id=right))

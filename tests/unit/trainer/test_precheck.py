@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,15 @@ def test_without_a_tokenizer_the_lengths_are_promised_for_later_and_once(line: A
     promises = [text for text in found.lines if text.startswith("lengths are checked when the base model is there")]
     assert len(promises) == 1
     assert "data is sound: sample 1, style 2, writing 2, all 4 rows" in found.lines[-1]
+
+
+def test_the_data_alone_is_looked_at_without_a_model(tmp_path: Path, tiny_data: Path) -> None:
+    sound = precheck.inspect_data(str(tiny_data))
+    assert not sound.findings and sound.lines[-1].startswith("data is sound: sample 2, style 3, writing 2, all 5 rows")
+    broken = shutil.copytree(tiny_data, tmp_path / "data")
+    (broken / "training" / "processed" / "style_sft.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match="style_sft.jsonl:1"):
+        precheck.inspect_data(str(broken)).raise_errors()
 
 
 def test_only_errors_are_raised() -> None:

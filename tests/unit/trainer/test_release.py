@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from trainer import release, source
+from trainer import content, release
 from trainer.errors import HostUnfit, InputError, Interrupted
 from trainer.state import Layout
 
@@ -48,7 +48,7 @@ def host(tmp_path: Path) -> Host:
 def test_a_tree_becomes_a_release_and_code_a_link_to_it(host: Host) -> None:
     first = host.publish("1", commit="a" * 40)
     assert os.readlink(host.root / "code") == f"releases/{first}" and host.text() == "1"
-    assert source.check_release(host.root / "code", first)["commit"] == "a" * 40
+    assert content.check_release(host.root / "code", first)["commit"] == "a" * 40
     second = host.publish("2")
     assert host.text() == "2" and host.names() == {first, second}
     assert host.publish("1") == first and host.text() == "1"
@@ -71,9 +71,9 @@ def test_a_release_that_is_there_stays_the_same_folder_with_its_data(host: Host)
     host.publish("1")
     assert (host.releases / first).stat().st_ino == inode and host.lines == []
     assert (host.root / "code" / "own.jsonl").exists()
-    assert source.check_release(host.root / "code", first)["commit"] == "a" * 40
+    assert content.check_release(host.root / "code", first)["commit"] == "a" * 40
     host.publish("1", commit="b" * 40)  # another commit of the same tree
-    assert source.check_release(host.root / "code", first)["commit"] == "b" * 40
+    assert content.check_release(host.root / "code", first)["commit"] == "b" * 40
 
 
 @pytest.mark.parametrize("name", ["trainer/a.py", "trainer/new.py"])
@@ -81,7 +81,7 @@ def test_a_release_that_was_edited_is_replaced_and_the_edit_kept(host: Host, nam
     first = host.publish("1")
     (host.releases / first / name).write_text("edited")
     assert host.publish("1") == first
-    assert host.text() == "1" and source.check_release(host.root / "code", first)
+    assert host.text() == "1" and content.check_release(host.root / "code", first)
     (kept,) = host.names() - {first}
     assert (host.releases / kept / name).read_text() == "edited"
     assert len(host.lines) == 1 and kept in host.lines[0] and "not trained with" in host.lines[0]
@@ -89,9 +89,9 @@ def test_a_release_that_was_edited_is_replaced_and_the_edit_kept(host: Host, nam
 
 def test_a_release_whose_record_was_lost_is_the_same_release(host: Host) -> None:
     first = host.publish("1")
-    (host.releases / first / source.RECORD).unlink()
+    (host.releases / first / content.RECORD).unlink()
     host.publish("1")
-    assert host.names() == {first} and source.check_release(host.root / "code", first)
+    assert host.names() == {first} and content.check_release(host.root / "code", first)
 
 
 def test_only_the_newest_releases_stay(host: Host) -> None:
@@ -210,7 +210,7 @@ def test_a_run_that_is_killed_at_any_call_is_completed_by_the_next(
                 ended = False
         assert ended or host.text() in ("1", "2"), "there is always code"
         shutil.rmtree(host.releases / ".incoming-test", ignore_errors=True)
-        assert host.publish("2") == second and source.check_release(host.root / "code", second)
+        assert host.publish("2") == second and content.check_release(host.root / "code", second)
         assert first in host.names()
         if ended:
             return

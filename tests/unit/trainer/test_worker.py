@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import write_data
 from tests.unit.trainer.interrupted import Server, carry_out_job, read_reports
-from trainer import checkpoint, credentials, fingerprint, stages, worker
+from trainer import checkpoint, credentials, digest, fingerprint, stages, worker
 from trainer.config import FIELDS, table
 from trainer.errors import InputError
 from trainer.state import Layout
@@ -178,7 +178,7 @@ def test_data_that_changed_after_the_plan_had_looked_is_refused(
     job = {
         "stage": "sample", "mode": "train", "parameters": table(tiny_parameters(), dict.fromkeys(FIELDS, "test")),
         "data_root": str(data), "folder": str(tmp_path), "corpus": str(tmp_path),
-        "fingerprint": {"parts": {"data": fingerprint.of_file(file)}},
+        "fingerprint": {"parts": {"data": digest.of_file(file)}},
     }  # fmt: skip
     file.write_bytes(file.read_bytes() + late_edit)
 
@@ -204,7 +204,7 @@ def make_job(tmp_path: Path, tiny_data: Path, tiny_parameters: Any) -> Callable[
         return {
             "stage": "sample", "mode": "train", "plan_id": "p", "attempt": 1, "gate": "strict",
             "parameters": table(parameters, dict.fromkeys(FIELDS, "test")), "base_hash": "base", "source_id": "s",
-            "fingerprint": {"training": fingerprint.of_value(training), "evaluation": "e", "parts": parts},
+            "fingerprint": {"training": digest.of_value(training), "evaluation": "e", "parts": parts},
             "data_root": str(tiny_data), "corpus": str(tmp_path), "folder": str(folder), "log": "log",
             "checkpoints": str(tmp_path / "checkpoints" / "sample"),
         }  # fmt: skip
