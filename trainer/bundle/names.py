@@ -84,6 +84,8 @@ def _wrong(name: str, raw: bytes) -> str:
         return "is empty"
     if name.startswith("/"):
         return "is absolute"
+    if name.endswith("/"):
+        return "ends with a slash, as those of folders may"
     parts = name.split("/")
     for part in ("..", "."):
         if part in parts:
@@ -106,30 +108,22 @@ def form(name: str) -> str:
     """What names share that are equal but for case or Unicode form; characters younger than Unicode 3.2 stay."""
     if name.isascii():
         return name.lower()
-    text = _decomposed(_decomposed(name).casefold() if _is_known(name) else _folded(_decomposed(name)))
-    return text
+    return _decomposed("".join(char.casefold() if _is_known(char) else char for char in _decomposed(name)))
 
 
-def _is_known(name: str) -> bool:
-    return all(unicode_3_2.category(char) != "Cn" for char in name)
-
-
-def _folded(name: str) -> str:
-    return "".join(char.casefold() if unicode_3_2.category(char) != "Cn" else char for char in name)
+def _is_known(char: str) -> bool:
+    return unicode_3_2.category(char) != "Cn"
 
 
 def _decomposed(name: str) -> str:
     """NFD, of the runs of known characters only: how others are ordered among marks depends on the Python."""
-    if _is_known(name):
-        return str(unicode_3_2.normalize("NFD", name))
-    runs, run = [], ""
+    runs = [""]
     for char in name:
-        if unicode_3_2.category(char) != "Cn":
-            run += char
-            continue
-        runs += [unicode_3_2.normalize("NFD", run), char]
-        run = ""
-    return "".join([*runs, unicode_3_2.normalize("NFD", run)])
+        if _is_known(char):
+            runs[-1] += char
+        else:
+            runs += [char, ""]
+    return "".join(str(unicode_3_2.normalize("NFD", run)) for run in runs)
 
 
 class Together:
