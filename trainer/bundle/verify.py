@@ -175,11 +175,9 @@ def _manifest(bundle: Bundle, tree: _Tree, caps: Caps) -> tuple[manifest.Manifes
     """The manifest of the bundle, the new one in any form, else the old one inside; and its name in the tree, "" when
     it lies beside only."""
     outside = beside(bundle.manifest, caps.manifest_bytes)
-    for odd in variants(bundle.manifest) if outside is None else []:
-        raise InputError(
-            f"{names.shown(os.fsencode(odd))} lies beside {bundle.shown}; call it {names.shown(os.fsencode(bundle.manifest.name))}"
-        )
     shown = names.shown(os.fsencode(bundle.manifest.name))
+    for odd in variants(bundle.manifest) if outside is None else []:
+        raise InputError(f"{names.shown(os.fsencode(odd))} lies beside {bundle.shown}; rename it to {shown}")
     inside = tree.manifests.get(manifest.NAME)
     if outside is not None and inside is not None and outside != inside:
         raise InputError(f"{shown} is not equal to {manifest.NAME} in {bundle.shown}; bring the files of one bundle")
