@@ -12,6 +12,7 @@ import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import Protocol
 
 BLOCK_BYTES = 512 << 10
 DICTIONARY_BYTES = 32 << 10
