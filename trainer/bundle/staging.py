@@ -325,6 +325,4 @@ def _taken(name: str) -> InputError:
 
 
 def _another(name: str, words: str) -> HostUnfit:
-    return HostUnfit(
-        f"the file {shown(name)} in staging {words}: somebody else writes there, or the disk; run it again"
-    )
+    return HostUnfit(f"the file {shown(name)} in staging {words}: somebody else wrote there; run it again")
