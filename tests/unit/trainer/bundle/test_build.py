@@ -403,7 +403,7 @@ def test_term_ends_a_build_as_ctrl_c_does(source: Path, output: Path) -> None:
 @pytest.mark.parametrize(
     ("calls", "expected"),
     [
-        ("rename,renameat,renameat2", ["old", "old", "refused", "refused", "refused", "new"]),
+        ("rename,renameat,renameat2", ["old", "refused", "refused", "refused", "refused", "new"]),
         ("unlink,unlinkat", ["old", "new"]),
         ("fsync", ["old"] * 4 + ["refused", "refused", "new", "new"]),
     ],
