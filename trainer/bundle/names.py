@@ -16,6 +16,7 @@ from trainer.errors import InputError
 COMPONENT_BYTES = 255
 NAME_BYTES = 1000
 DEPTH = 32
+TOGETHER = 400_000  # names and their folders, which all are held in memory
 SHOWN = 120
 AGAIN = "rename the file and build the bundle again"
 
@@ -34,11 +35,14 @@ def _class(*ranges: Iterable[tuple[int, int]]) -> str:
     return "".join(f"\\U{first:08x}-\\U{last:08x}" for part in ranges for first, last in part)
 
 
-_REFUSED = re.compile(
-    rf"(?P<control>[\x00-\x1f\x7f-\x9f])|(?P<invisible>[{_class(_INVISIBLE)}])|(?P<none>[{_class(_NO_CHARACTERS)}])"
+_CONTROL = r"\x00-\x1f\x7f-\x9f"
+_REFUSED = re.compile(f"[{_CONTROL}{_class(_INVISIBLE, _NO_CHARACTERS)}]")
+_KINDS = (
+    (re.compile(f"[{_CONTROL}]"), "the control character"),
+    (re.compile(f"[{_class(_INVISIBLE)}]"), "the invisible character"),
+    (re.compile(f"[{_class(_NO_CHARACTERS)}]"), "the non-character"),
 )
 _PLAIN = re.compile(r"[ -&(-\[\]-~]*")  # what a message can hold as it is, between quotes
-_KIND = {"control": "the control character", "invisible": "the invisible character", "none": "the non-character"}
 
 
 def shown(raw: bytes | str) -> str:
@@ -88,7 +92,8 @@ def _wrong(name: str, raw: bytes) -> str:
     """What keeps a bundle from carrying a name, "" when nothing does."""
     refused = _REFUSED.search(name)
     if refused:
-        return f"has {_KIND[str(refused.lastgroup)]} U+{ord(refused[0]):04X}"
+        kind = next(words for found, words in _KINDS if found.match(refused[0]))
+        return f"has {kind} U+{ord(refused[0]):04X}"
     if "\\" in name:
         return "has a backslash"
     if not name:
@@ -140,7 +145,8 @@ def _decomposed(name: str) -> str:
 class Together:
     """Names as they come in, which must be able to lie beside each other on any file system."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = TOGETHER) -> None:
+        self._most = most
         self._kinds: dict[str, str] = {"": "folder"}  # of the names that came and of the folders they lie in
         self._came: dict[str, str] = {}  # the names that came themselves
         self._forms: dict[str, str] = {}
@@ -163,6 +169,8 @@ class Together:
                 f"{where}: the name {shown(cause)} makes {shown(name)} a file and a folder at once; "
                 "rename one and build the bundle again"
             )
+        if len(self._kinds) > self._most + 1:
+            raise InputError(f"{where}: more than {self._most} files and folders; build a smaller bundle")
         other = self._forms.setdefault(form(name), name)
         if other != name:
             raise InputError(
