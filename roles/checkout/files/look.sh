@@ -1,6 +1,5 @@
-# Arguments: project root, Python, the id and the commit that the code should be (empty: any).
-# Answers {"source_id", "commit"} when `code` is that and nobody touched it, {} otherwise.
+# After python.sh. Arguments: project root, Python to prefer, the program look.py, its arguments.
 export PYTHONDONTWRITEBYTECODE=1 PYTHONUTF8=1
-cd "$1/code" 2>/dev/null &&
-  "$2" -m trainer source verify --expect "$3" --commit "$4" --json 2>/dev/null ||
-  echo '{}'
+cd "$1/code" 2> /dev/null && python=$(python_of "$2") || { echo '{}'; exit; }
+shift 2
+exec "$python" -c "$@"
