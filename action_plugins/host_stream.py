@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shlex
 import subprocess
 import time
@@ -70,8 +71,8 @@ class ActionModule(ActionBase):
     `writes`: not run in check mode, which reports a change instead.
 
     The script answers with a JSON object on its last line, whose `lines` are printed, or ends with a line
-    `error: <sentence>` on stderr. Result: `answer`, or `failed`, `msg`, `trainer_exit_code`; `changed` as the answer
-    says, else as `writes`.
+    `error: <sentence>` on stderr; findings above it are printed. Result: `answer`, or `failed`, `msg`,
+    `trainer_exit_code`; `changed` as the answer says, else as `writes`.
     """
 
     _supports_check_mode = True
@@ -136,13 +137,17 @@ class ActionModule(ActionBase):
         return made
 
     def _script(self, script: str, words: list[str], data: bytes = b"") -> dict[str, Any]:
-        """Run a script on the host: {"answer"} or a failed result."""
+        """Run a script on the host: {"answer"} or a failed result, whose findings are printed."""
+        nonce = f"stagegate-{secrets.token_hex(8)}"  # what a login says of its own stands before it
         command = f"{self._compute_environment_string()} {shlex.join(['sh', '-c', script, 'sh', *words])}".strip()
-        done = self._low_level_execute_command(command, in_data=data or None)
+        done = self._low_level_execute_command(f"echo {nonce} >&2; {command}", in_data=data or None)
         answer = last_object(done["stdout"])
-        if done["rc"] or answer is None:
-            return failure(done["rc"], done["stderr"])
-        return {"answer": answer}
+        if not done["rc"] and answer is not None:
+            return {"answer": answer}
+        before, _, behind = done["stderr"].rpartition(nonce)
+        said = behind or before
+        self._say([*(answer or {}).get("lines", []), *findings(said)])
+        return failure(done["rc"], said)
 
     def _say(self, lines: list[str]) -> None:
         for line in lines:
@@ -169,6 +174,13 @@ def last_object(stdout: str) -> dict[str, Any] | None:
                 continue
             return dict(found)
     return None
+
+
+def findings(stderr: str) -> list[str]:
+    """The lines above the last line `error: …`; none without one."""
+    lines = [line.rstrip() for line in stderr.splitlines()]
+    last = max((number for number, line in enumerate(lines) if line.startswith("error: ")), default=0)
+    return [line for line in lines[:last] if line]
 
 
 def failure(rc: int, stderr: str) -> dict[str, Any]:

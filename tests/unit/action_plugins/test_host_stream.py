@@ -39,7 +39,7 @@ class Action(plugin.ActionModule):  # type: ignore[misc,name-defined]
         )  # fmt: skip
         self.ran: list[str] = []
         self.retries: list[int] = []
-        self.times = 1
+        self.times, self.login = 1, ":"
 
     def validate_argument_spec(self, **words: Any) -> Any:
         defaults = {name: item.get("default") for name, item in plugin._SPEC.items()}
@@ -52,7 +52,9 @@ class Action(plugin.ActionModule):  # type: ignore[misc,name-defined]
         self.ran.append(command)
         self.retries.append(self._connection.options["reconnection_retries"])
         for _ in range(self.times if " conv=notrunc" in command else 1):
-            done = subprocess.run(["sh", "-c", command], input=in_data or b"", capture_output=True, check=False)
+            done = subprocess.run(
+                ["sh", "-c", f"{self.login}; {command}"], input=in_data or b"", capture_output=True, check=False
+            )
         return {"rc": done.returncode, "stdout": done.stdout.decode(), "stderr": done.stderr.decode()}
 
 
@@ -62,10 +64,12 @@ def act(monkeypatch: pytest.MonkeyPatch) -> Any:
     printed: list[str] = []
     monkeypatch.setattr(plugin.display, "display", printed.append)
 
-    def run(hosts: int = 1, times: int = 1, **args: Any) -> tuple[dict[str, Any], list[str], list[str]]:
+    def run(
+        hosts: int = 1, times: int = 1, login: str = ":", **args: Any
+    ) -> tuple[dict[str, Any], list[str], list[str]]:
         printed.clear()
         action = Action(**args)
-        action.times, run.last = times, action  # type: ignore[attr-defined]
+        action.times, action.login, run.last = times, login, action  # type: ignore[attr-defined]
         result = action.run(task_vars={"ansible_play_hosts_all": ["h"] * hosts, "inventory_hostname": "h"})
         return result, printed, action.ran
 
@@ -110,6 +114,13 @@ def test_a_command_of_the_controller_that_fails_sends_nothing(act: Any) -> None:
 def test_a_script_that_fails_is_one_sentence(act: Any, script: str, code: int, sentence: str) -> None:
     result, _, _ = act(script=script)
     assert (result["msg"], result["trainer_exit_code"], result["failed"]) == (sentence, code, True)
+
+
+def test_findings_are_printed_and_what_a_login_says_is_not(act: Any) -> None:
+    script = """echo '{"lines": ["applied"]}'; printf 'row 1\\n\\nrow 2\\nerror: two errors\\nbye\\n' >&2; exit 2"""
+    result, printed, _ = act(script=script, login="echo welcome >&2; echo 'error: no mail' >&2")
+    assert (result["msg"], printed) == ("two errors", ["applied", "row 1", "row 2"])
+    assert act(script="echo oh >&2; exit 1")[1] == []
 
 
 def test_check_mode_runs_what_only_looks(act: Any) -> None:
