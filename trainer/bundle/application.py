@@ -86,7 +86,7 @@ def build() -> bytes:
 def modules(entrance: str = ENTRANCE) -> dict[str, Path]:
     """{name: file} of the modules of the trainer that `entrance` imports, directly or not, and of their packages."""
     found: dict[str, Path] = {}
-    waiting = [entrance]
+    waiting = [entrance, "trainer.arguments"]  # which MAIN imports
     while waiting:
         name = waiting.pop()
         path = _file_of(name)
