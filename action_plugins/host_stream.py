@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
@@ -140,7 +141,13 @@ class ActionModule(ActionBase):
         """Run a script on the host: {"answer"} or a failed result, whose findings are printed."""
         nonce = f"stagegate-{secrets.token_hex(8)}"  # what a login says of its own stands before it
         command = f"{self._compute_environment_string()} {shlex.join(['sh', '-c', script, 'sh', *words])}".strip()
-        done = self._low_level_execute_command(f"echo {nonce} >&2; {command}", in_data=data or None)
+        try:
+            done = self._low_level_execute_command(f"echo {nonce} >&2; {command}", in_data=data or None)
+        except AnsibleConnectionFailure as problem:
+            _, began, reason = str(problem).rpartition(nonce)
+            if not began:
+                raise
+            raise AnsibleConnectionFailure(f"Connection aborted: {reason.strip() or 'no word of why'}") from None
         answer = last_object(done["stdout"])
         if not done["rc"] and answer is not None:
             return {"answer": answer}

@@ -225,3 +225,22 @@ def test_the_answer_says_whether_something_changed(act: Any, changed: bool) -> N
     script = f"echo '{{\"changed\": {str(changed).lower()}}}'"
     assert act(script=script)[0]["changed"] is changed
     assert act(script=script, writes=False)[0]["changed"] is False
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ("Failed: {}\nclient_loop: Broken pipe", "Connection aborted: client_loop: Broken pipe"),
+        ("Data could not be sent: {}\n", "Connection aborted: no word of why"),
+        ("Failed: Connection refused", "Failed: Connection refused"),
+    ],
+)
+def test_a_line_that_breaks_behind_the_login_is_called_so(
+    act: Any, monkeypatch: pytest.MonkeyPatch, said: str, sentence: str
+) -> None:
+    def breaks(self: Action, command: str, **words: Any) -> dict[str, Any]:
+        raise plugin.AnsibleConnectionFailure(said.format(command.split()[1]))
+
+    monkeypatch.setattr(Action, "_low_level_execute_command", breaks)
+    with pytest.raises(plugin.AnsibleConnectionFailure, match=f"^{sentence}$"):
+        act(script=COUNT)
