@@ -1,8 +1,8 @@
 """The program that is carried beside a bundle: verify, apply and roll back in one file for Python 3.8. No torch,
 controller only.
 
-A zip archive that Python runs as it is (the standard library's "zipapp" form): the modules that
-`trainer.bundle.command` imports, and a start that says in one sentence when the Python is too old for them.
+A zip archive that Python runs as it is (the standard library's "zipapp" form): a start that says in one sentence when
+the Python is too old, `trainer.bundle.command`, and the modules that the two import.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-ENTRANCE = "trainer.bundle.command"
 # What a build needs and no host; `command` does without them.
 CONTROLLER_ONLY = frozenset(
     f"trainer.bundle.{name}"
@@ -83,25 +82,24 @@ def build() -> bytes:
     return packed.getvalue()
 
 
-def modules(entrance: str = ENTRANCE) -> dict[str, Path]:
-    """{name: file} of the modules of the trainer that `entrance` imports, directly or not, and of their packages."""
+def modules() -> dict[str, Path]:
+    """{name: file} of the modules of the trainer that the program imports, directly or not, and of their packages."""
     found: dict[str, Path] = {}
-    waiting = [entrance, "trainer.arguments"]  # which MAIN imports
+    waiting = list(imported(MAIN.encode(), "__main__"))
     while waiting:
         name = waiting.pop()
         path = _file_of(name)
         if path is None or name in found or name in CONTROLLER_ONLY:
             continue
         found[name] = path
-        waiting += imported(path, name)
-        waiting += [name.rpartition(".")[0]]
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        waiting += [*imported(path.read_bytes(), package), package.rpartition(".")[0], package]
     return found
 
 
-def imported(path: Path, name: str) -> Iterator[str]:
-    """What a module may import, wherever it does so: the names of modules, and what may be one or something in one."""
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_bytes())):
+def imported(code: bytes, package: str) -> Iterator[str]:
+    """What a module of a package may import, wherever it does so: modules, and what may be one or something in one."""
+    for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
