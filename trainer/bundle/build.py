@@ -4,9 +4,12 @@ it. No torch, controller only."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from trainer.bundle.names import checked, shown
 from trainer.bundle.progress import Progress
 from trainer.bundle.reader import Caps
 from trainer.config import raise_findings
-from trainer.errors import InputError
+from trainer.errors import InputError, Interrupted
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DEFAULT_FOLDER = Path("outputs", "bundles")
@@ -47,9 +50,30 @@ def run(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
         output = folder / DEFAULT_NAME
     progress = Progress("packing")
     try:
-        return build(arguments.source.expanduser(), output.expanduser(), arguments.whitelist, progress)
+        with _ended_by_signals():
+            return build(arguments.source.expanduser(), output.expanduser(), arguments.whitelist, progress)
     finally:
         progress.close()
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """TERM and HUP end a build as Ctrl-C does: it removes what it made."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise Interrupted(f"stopped by {signal.Signals(number).name}: nothing was built; run it again")
+
+    wanted = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in wanted:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in wanted:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def build(source: Path, output: Path, selection: Path | None, progress: Callable[[int, int], None]) -> dict[str, Any]:

@@ -12,11 +12,12 @@ import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import BinaryIO
+from typing import Protocol
 
 BLOCK_BYTES = 512 << 10
 DICTIONARY_BYTES = 32 << 10
-LEVEL = 6
+LEVEL = 5  # 1.5 times as fast as 6, and some 2 % larger on text
+SAMPLES_BYTES = (8 << 10, 64 << 10, 8 << 10)  # looked at in a block: its begin, its middle (twice a window), its end
 MOST_THREADS = 16
 # No time, no name, and 255 for an operating system that is not told: nothing of this machine.
 HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
@@ -29,10 +30,25 @@ def available_cores() -> int:
 
 def deflate(block: bytes, before: bytes, last: bool) -> bytes:
     """The compressed piece of one block; all but the last end on a byte border so that another one can follow."""
-    packer = zlib.compressobj(
-        LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_DEFAULT_STRATEGY, before
-    )
+    level = LEVEL if _gets_smaller(block) else 0
+    packer = zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zdict=before)
     return packer.compress(block) + packer.flush(zlib.Z_FINISH if last else zlib.Z_SYNC_FLUSH)
+
+
+def _gets_smaller(block: bytes) -> bool:
+    """Whether compressing is worth its time: what was compressed or encrypted before is stored."""
+    first, middle, last = SAMPLES_BYTES
+    if len(block) < 2 * sum(SAMPLES_BYTES):
+        return True
+    place = (len(block) - middle) // 2
+    samples = block[:first], block[place : place + middle], block[-last:]
+    return any(len(zlib.compress(sample, 1)) < 0.98 * len(sample) for sample in samples)
+
+
+class Writable(Protocol):
+    """What takes the compressed bytes."""
+
+    def write(self, data: bytes, /) -> object: ...
 
 
 class GzipWriter:
@@ -41,7 +57,7 @@ class GzipWriter:
     Closed without an exception, the member is whole; left by one, it is not ended. `stream` stays open.
     """
 
-    def __init__(self, stream: BinaryIO, threads: int = 0) -> None:
+    def __init__(self, stream: Writable, threads: int = 0) -> None:
         threads = threads or min(available_cores(), MOST_THREADS)
         self._stream = stream
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="gzip")

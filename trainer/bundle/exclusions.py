@@ -21,8 +21,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     "a file of passwords or tokens": (
         ".env*", ".netrc", "_netrc", ".npmrc", ".pypirc", ".pgpass", ".htpasswd", ".git-credentials", ".my.cnf",
-        "kaggle.json", "hf_token*", ".hf_token*", ".vault*", "vault[-_]pass*", "*vault[-_]pass", "*vault[-_]password",
-        "*vault[-_]pass.*", "*vault[-_]password.*", "*vaultpass*",
+        "kaggle.json", "hf_token*", ".hf_token*", ".vault*", "*vault[-_]pass", "*vault[-_]pass.*", "*vaultpass",
+        "*vaultpass.*", "*vault[-_]password", "*vault[-_]password.*", "*vaultpassword", "*vaultpassword.*",
     ),
     "left by a system or an editor": (
         ".ds_store", "._*", "thumbs.db", "desktop.ini", "*~", ".*.sw[a-p]", ".#*", "[#]*[#]", ".nfs*", ".fuse_hidden*",

@@ -47,9 +47,12 @@ class Scanner:
     def feed(self, piece: bytes) -> None:
         """Look at the next piece."""
         window = self._kept + piece if self._kept else piece
-        end = max(len(window) - WINDOW, self._place)
+        end = len(window) - WINDOW
+        if end <= self._place:  # a small file is looked at once, at its end
+            self._kept = window
+            return
         self._search(window, end)
-        begin = max(end - 1, 0)
+        begin = end - 1
         self._lines += window.count(b"\n", 0, begin)
         self._kept, self._place = window[begin:], end - begin
 

@@ -17,7 +17,6 @@ ALGORITHMS = {64: "sha256", 40: "sha1"}
 _LINE = re.compile(rb"([0-9A-Fa-f]+) [ *](.*)", re.DOTALL)
 _TAGGED = re.compile(rb"[A-Z0-9-]+ ?\(.*\) ?= ?[0-9A-Fa-f]+", re.DOTALL)
 AGAIN = "make the manifest again with sha256sum"
-REBUILD = "copy the bundle again, or build it again"
 
 
 class Manifest(NamedTuple):

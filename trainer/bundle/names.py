@@ -28,7 +28,6 @@ _INVISIBLE = (
     (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF),
 )  # fmt: skip
 _NO_CHARACTERS = ((0xFDD0, 0xFDEF), *((plane + 0xFFFE, plane + 0xFFFF) for plane in range(0, 0x110000, 0x10000)))
-_PRIVATE = ((0xD800, 0xF8FF), (0xF0000, 0x10FFFF))  # surrogates too, which a name from a command line may hold
 
 
 def _class(*ranges: Iterable[tuple[int, int]]) -> str:
@@ -38,19 +37,31 @@ def _class(*ranges: Iterable[tuple[int, int]]) -> str:
 _REFUSED = re.compile(
     rf"(?P<control>[\x00-\x1f\x7f-\x9f])|(?P<invisible>[{_class(_INVISIBLE)}])|(?P<none>[{_class(_NO_CHARACTERS)}])"
 )
-_ESCAPED = re.compile(rf"[\x00-\x1f\x7f-\xa0'\\{_class(_INVISIBLE, _NO_CHARACTERS, _PRIVATE)}]")
+_PLAIN = re.compile(r"[ -&(-\[\]-~]*")  # what a message can hold as it is, between quotes
 _KIND = {"control": "the control character", "invisible": "the invisible character", "none": "the non-character"}
 
 
 def shown(raw: bytes | str) -> str:
     """A name for a message, in quotes: at most 120 characters, all of which leave the cursor where it is."""
     text = raw.decode("utf-8", "surrogateescape") if isinstance(raw, bytes) else raw
-    if len(text) > SHOWN:  # the escapes are cut below
+    if len(text) > SHOWN:  # escapes are cut below
         text = f"{text[: SHOWN - 40]}…{text[-35:]}"
-    text = _ESCAPED.sub(_escape, text)
+    if not _PLAIN.fullmatch(text):
+        text = "".join(map(_escaped, text))
     if len(text) > SHOWN - 2:
         text = f"{text[: SHOWN - 40]}…{text[-35:]}"
     return f"'{text}'"
+
+
+def _escaped(char: str) -> str:
+    """A character of a message: itself where every Python knows that it is seen, else what it is written as."""
+    if char in "'\\":
+        return "\\" + char
+    if char == " " or (unicode_3_2.category(char)[0] not in "CZ" and not _REFUSED.match(char)):
+        return char
+    code = ord(char)
+    code = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code  # a byte that is not UTF-8
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def checked(raw: bytes, where: str, folder: bool = False) -> str:
@@ -84,6 +95,8 @@ def _wrong(name: str, raw: bytes) -> str:
         return "is empty"
     if name.startswith("/"):
         return "is absolute"
+    if name.endswith("/"):
+        return "ends with a slash, as those of folders may"
     parts = name.split("/")
     for part in ("..", "."):
         if part in parts:
@@ -106,30 +119,22 @@ def form(name: str) -> str:
     """What names share that are equal but for case or Unicode form; characters younger than Unicode 3.2 stay."""
     if name.isascii():
         return name.lower()
-    text = _decomposed(_decomposed(name).casefold() if _is_known(name) else _folded(_decomposed(name)))
-    return text
+    return _decomposed("".join(char.casefold() if _is_known(char) else char for char in _decomposed(name)))
 
 
-def _is_known(name: str) -> bool:
-    return all(unicode_3_2.category(char) != "Cn" for char in name)
-
-
-def _folded(name: str) -> str:
-    return "".join(char.casefold() if unicode_3_2.category(char) != "Cn" else char for char in name)
+def _is_known(char: str) -> bool:
+    return unicode_3_2.category(char) != "Cn"
 
 
 def _decomposed(name: str) -> str:
     """NFD, of the runs of known characters only: how others are ordered among marks depends on the Python."""
-    if _is_known(name):
-        return str(unicode_3_2.normalize("NFD", name))
-    runs, run = [], ""
+    runs = [""]
     for char in name:
-        if unicode_3_2.category(char) != "Cn":
-            run += char
-            continue
-        runs += [unicode_3_2.normalize("NFD", run), char]
-        run = ""
-    return "".join([*runs, unicode_3_2.normalize("NFD", run)])
+        if _is_known(char):
+            runs[-1] += char
+        else:
+            runs += [char, ""]
+    return "".join(str(unicode_3_2.normalize("NFD", run)) for run in runs)
 
 
 class Together:
@@ -172,11 +177,3 @@ def check_together(names: Iterable[str], where: str) -> None:
     together = Together()
     for name in names:
         together.add(name, where)
-
-
-def _escape(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    code = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code  # a byte that is not UTF-8
-    if match[0] in "'\\":
-        return "\\" + match[0]
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

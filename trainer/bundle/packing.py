@@ -31,24 +31,24 @@ class Packed(NamedTuple):
 
 def pack(source: Path, files: dict[str, Stamp], origin: Provenance, stream: BinaryIO, progress: Progress) -> Packed:
     """Write the archive of these files to `stream`. InputError for secrets, all of them, and for a changed file."""
-    hashing = _Hashing(stream)
-    total, done, leaks = sum(stamp.size_bytes for stamp in files.values()), 0, []
+    hashing, leaks = _Hashing(stream), []
+    total, done = sum(stamp.size_bytes for stamp in files.values()), 0
     digests: dict[str, str] = {}
-    progress(0, total)
-    with GzipWriter(hashing) as packed:  # type: ignore[arg-type]
+    with GzipWriter(hashing) as packed:
         tar = _Tar(packed)
         if origin.commit:
             tar.write(tarball.commit_header(origin.commit, origin.made_at))
         for name, stamp in files.items():
             digest, scanner = hashlib.sha256(), Scanner()
-            tar.write(tarball.header(name, stamp.size_bytes, stamp.executable, origin.made_at))
+            waiting = tarball.header(name, stamp.size_bytes, stamp.executable, origin.made_at)
             for piece in reading.pieces(source, name, stamp):
                 digest.update(piece)
                 scanner.feed(piece)
-                tar.write(piece)
+                tar.write(waiting + piece if waiting else piece)
+                waiting = b""
                 done += len(piece)
                 progress(done, total)
-            tar.write(tarball.padding(stamp.size_bytes))
+            tar.write(waiting + tarball.padding(stamp.size_bytes))
             digests[name] = digest.hexdigest()
             leaks += [(name, line, what) for line, what in scanner.close()]
         _raise_leaks(leaks)

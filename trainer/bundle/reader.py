@@ -14,12 +14,13 @@ from trainer.bundle.header import BLOCK, ZERO, Header, Refused
 from trainer.bundle.stream import COPY_AGAIN, Readable, Unpacked
 from trainer.errors import InputError
 
+PADDING_BYTES = 16 << 20  # of zeros behind the end; tar fills up its last record, mostly 10 KiB
 COMMIT = re.compile(rb"[0-9a-f]{40}")
 
 
 class Caps(NamedTuple):
-    """The most that an archive may hold: members, unpacked bytes, bytes of one pax header or long name, and bytes of
-    a manifest."""
+    """The most that an archive may hold: members, bytes in all, bytes of one pax header or long name, bytes of a
+    manifest."""
 
     files: int = 200_000
     bytes: int = 64 << 30
@@ -49,9 +50,9 @@ class Archive:
 
     def __init__(self, stream: Readable, caps: Caps = Caps(), shown: str = "the archive") -> None:  # noqa: B008
         self._caps, self._shown = caps, shown
-        self._unpacked = Unpacked(stream, caps.bytes, shown)
+        self._unpacked = Unpacked(stream, shown)
         self._together = names.Together()
-        self._headers = self._members = self._left = 0
+        self._headers = self._members = self._left = self._bytes = 0
         self._place = shown
         self.commit = ""  # 40 hex digits, when the archive begins with the commit it was made from
         self.unpacked_bytes = 0  # of all files
@@ -121,6 +122,7 @@ class Archive:
         most = self._caps.header_bytes
         if not 0 < found.size <= most:
             self._refuse(f"a header of {found.size} bytes, allowed are 1 to {most}; {header.AGAIN}")
+        self._counted(found.size)
         data = self._unpacked.exactly(found.size)
         if len(data) < found.size:
             self._refuse(f"the archive ends within a header; {COPY_AGAIN}")
@@ -137,7 +139,7 @@ class Archive:
         raw = found.name if name is None else name
         is_folder = found.kind == header.FOLDER
         checked = names.checked(raw, self._place, folder=is_folder)
-        self._place = f"{self._place}, {names.shown(raw)}"
+        self._place += f", {names.shown(raw)}"
         if found.mode > 0o7777:
             self._refuse(f"the mode {found.mode:o} is more than permissions; {header.AGAIN}")
         if found.mode & 0o7000 and not is_folder:
@@ -148,17 +150,19 @@ class Archive:
             self._refuse(problem)
         if is_folder and size:
             self._refuse(f"a folder of {size} bytes; {header.AGAIN}")
+        self._members += 1
+        self.unpacked_bytes += size
+        if self._members > self._caps.files:
+            self._refuse(f"more than {self._caps.files} files and folders; build a smaller bundle")
         self._counted(size)
         self._together.add(checked, self._place, folder=is_folder)
         return Member(checked, is_folder, bool(found.mode & 0o100), size, found.mtime, self._place)
 
     def _counted(self, size: int) -> None:
-        self._members += 1
-        self.unpacked_bytes += size
-        if self._members > self._caps.files:
-            self._refuse(f"more than {self._caps.files} files and folders; build a smaller bundle")
-        if self.unpacked_bytes > self._caps.bytes:
-            self._refuse(f"the files hold more than {self._caps.bytes} bytes; build a smaller bundle")
+        """Keep within the cap before a byte is read: contents and metadata together."""
+        self._bytes += size
+        if self._bytes > self._caps.bytes:
+            self._refuse(f"with its {size} bytes it is more than {self._caps.bytes} in all; build a smaller bundle")
 
     def _content(self, number: int) -> Iterator[bytes]:
         while self._left and self._members == number:
@@ -181,10 +185,13 @@ class Archive:
         """Behind the first end block: the second one, and zeros up to the end."""
         if self._unpacked.exactly(BLOCK) != ZERO:
             self._refuse(f"one end block where two are expected; {COPY_AGAIN}")
+        begin = self._unpacked.position
         while True:
-            piece = self._unpacked.some(1 << 20)
+            piece = self._unpacked.some(PADDING_BYTES)
             if not piece:
                 break
+            if self._unpacked.position - begin > PADDING_BYTES:
+                self._refuse(f"more than {PADDING_BYTES} bytes of padding; {header.AGAIN}")
             if piece.strip(b"\x00"):
                 self._refuse(f"there is data behind the end blocks; {header.AGAIN}")
         if self._unpacked.position % BLOCK:

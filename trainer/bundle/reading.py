@@ -61,10 +61,9 @@ def pieces(source: Path, name: str, stamp: Stamp) -> Iterator[bytes]:
     try:
         left = stamp.size_bytes
         same = Stamp.of(os.fstat(descriptor)) == stamp
-        while same and left >= 0 and (piece := _read(descriptor, min(PIECE_BYTES, left + 1), name)):
+        while same and left > 0 and (piece := _read(descriptor, min(PIECE_BYTES, left), name)):
             left -= len(piece)
-            if left >= 0:
-                yield piece
+            yield piece
         if left or Stamp.of(os.fstat(descriptor)) != stamp:
             raise Changed(f"{AGAIN} ({shown(name)})")
     finally:

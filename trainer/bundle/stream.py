@@ -19,13 +19,13 @@ class Readable(Protocol):
 
 
 class Unpacked:
-    """What a gzip stream holds, in order; InputError for one that is damaged, cut or too large.
+    """What a gzip stream holds, in order; InputError for one that is damaged or cut. How much is for its user to limit.
 
     The end is reached only behind a right CRC and length, with no second gzip member and not a byte more.
     """
 
-    def __init__(self, stream: Readable, most_bytes: int, shown: str) -> None:
-        self._stream, self._most, self._shown = stream, most_bytes, shown
+    def __init__(self, stream: Readable, shown: str) -> None:
+        self._stream, self._shown = stream, shown
         self._inflate = zlib.decompressobj(31)  # gzip alone; zlib checks its header, CRC and length
         self._piece, self._at, self._before = b"", 0, 0
 
@@ -65,8 +65,6 @@ class Unpacked:
         """Unpack the next piece; False behind the last."""
         self._before += len(self._piece)
         self._piece, self._at = self._next_piece(), 0
-        if self._before + len(self._piece) > self._most:
-            self._refuse(f"unpacks to more than {self._most} bytes", "a bundle must not; build a smaller one")
         return bool(self._piece)
 
     def _next_piece(self) -> bytes:

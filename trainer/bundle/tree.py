@@ -136,16 +136,17 @@ class _Walk:
         return None
 
     def _note(self, name: str, found: os.stat_result) -> None:
+        if stat.S_ISREG(found.st_mode) and not name.casefold().startswith(OWN_NAMES):
+            self.files[name] = Stamp.of(found)
+            return
         shown = names.shown(raw(name))
         if not stat.S_ISREG(found.st_mode):
             kind = ODD_KINDS.get(stat.S_IFMT(found.st_mode), "no regular file")
             self.findings.append(
                 f"{shown} is {kind}, and a bundle holds regular files only; put the file itself there or leave it out"
             )
-        elif name.casefold().startswith(OWN_NAMES):
-            self.findings.append(f"{shown} has the name of a manifest that a build makes itself; remove or rename it")
         else:
-            self.files[name] = Stamp.of(found)
+            self.findings.append(f"{shown} has the name of a manifest that a build makes itself; remove or rename it")
 
     def unmatched(self) -> list[str]:
         """A sentence for each entry that matched nothing. A glob that leaves nothing out is a precaution."""
@@ -179,12 +180,11 @@ def _stepped(active: Active, component: str) -> Active:
 
 def _matched(active: Active, before: Active, is_folder: bool) -> list[Entry]:
     """The entries that match what they were stepped to; `folder/` does not match a file of that name."""
+    found = [entry for entry, states in active if entry.matches(states)]
+    if is_folder or not any(entry.folder_only for entry in found):
+        return found
     inside = {entry for entry, states in before if entry.matches(states)}
-    return [
-        entry
-        for entry, states in active
-        if entry.matches(states) and (is_folder or not entry.folder_only or entry in inside)
-    ]
+    return [entry for entry in found if not entry.folder_only or entry in inside]
 
 
 def _name_findings(found: list[str]) -> list[str]:

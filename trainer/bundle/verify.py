@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import stat
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
 
 from trainer import content
 from trainer.bundle import manifest, names
+from trainer.bundle.files import READ_BYTES, Bundle, Reading, beside, opened, variants
 from trainer.bundle.reader import Archive, Caps, Member
-from trainer.errors import HostUnfit, InputError
+from trainer.errors import InputError
 
-ENDINGS = (".tar.gz", ".tgz")
 OUTER_BYTES = 4096
-READ_BYTES = 1 << 20
 SHA1 = "the manifest is sha1: it guards against damage, not against somebody who made another file with the same sha1"
 
 
@@ -91,11 +88,11 @@ def check(
     target. `progress` takes bytes done and bytes in all, over both readings of the file. InputError for whatever is
     wrong with the bundle, HostUnfit when it cannot be read.
     """
-    bundle = _Bundle(path)
-    with _opened(path, bundle.shown) as descriptor:
+    bundle = Bundle(path)
+    with opened(path, bundle.shown) as descriptor:
         lines: list[str] = []
         expected = _outer(bundle, without_sha256, lines)
-        first = _Reading(descriptor, bundle.shown, progress, 0)
+        first = Reading(descriptor, bundle.shown, progress, 0)
         while first.read(READ_BYTES):
             pass
         if expected not in ("", first.hexdigest()):
@@ -103,7 +100,7 @@ def check(
                 f"the sha256 of {bundle.shown} is {first.hexdigest()}, its {names.shown(bundle.outer.name)} says "
                 f"{expected}; copy both again"
             )
-        second = _Reading(descriptor, bundle.shown, progress, 1)
+        second = Reading(descriptor, bundle.shown, progress, 1)
         tree = _unpack(bundle, second, caps, target)
         if first.hexdigest() != second.hexdigest():
             raise InputError(f"the bundle {bundle.shown} changed while it was read; run it again when it is complete")
@@ -117,18 +114,6 @@ def check(
     )  # fmt: skip
 
 
-class _Bundle:
-    """The names of a bundle and of what lies beside it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.name, self.shown = path, path.name, names.shown(os.fsencode(path.name))
-        endings = [ending for ending in ENDINGS if self.name.endswith(ending) and self.name != ending]
-        if not endings:
-            raise InputError(f"the file {self.shown} is no bundle by its name, which ends in .tar.gz; give that file")
-        self.outer = path.with_name(f"{self.name}.sha256")
-        self.manifest = path.with_name(f"{self.name[: -len(endings[0])]}.{manifest.NAME}")
-
-
 class _Tree:
     """What an archive brought: its members, the manifests among them, and its age."""
 
@@ -139,74 +124,9 @@ class _Tree:
         self.commit = ""
 
 
-class _Reading:
-    """One reading of an open file from its start, hashed on the way."""
-
-    def __init__(self, descriptor: int, shown: str, progress: Callable[[int, int], None], before: int) -> None:
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        self._descriptor, self._shown, self._progress = descriptor, shown, progress
-        self._sha256 = hashlib.sha256()
-        size = os.fstat(descriptor).st_size
-        self._done, self._total = before * size, 2 * size
-
-    def read(self, size: int) -> bytes:
-        piece = _read(self._descriptor, size, self._shown)
-        self._sha256.update(piece)
-        self._done += len(piece)
-        self._progress(self._done, self._total)
-        return piece
-
-    def hexdigest(self) -> str:
-        return self._sha256.hexdigest()
-
-
-@contextlib.contextmanager
-def _opened(path: Path, shown: str) -> Iterator[int]:
-    """A descriptor of a regular file; nothing else is opened, as a FIFO or a device acts on it."""
-    try:
-        descriptor = -1
-        if stat.S_ISREG(os.stat(path).st_mode):
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise InputError(f"there is no file {shown} in {path.parent}; copy it there") from None
-    except OSError as problem:
-        raise InputError(f"{shown} cannot be opened ({problem.strerror}); correct its permissions") from None
-    try:
-        if descriptor < 0 or not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise InputError(f"{shown} is no regular file; give the file itself")
-        yield descriptor
-    finally:
-        if descriptor >= 0:
-            os.close(descriptor)
-
-
-def _read(descriptor: int, size: int, shown: str) -> bytes:
-    try:
-        return os.read(descriptor, size)
-    except OSError as problem:
-        raise HostUnfit(f"{shown} cannot be read ({problem.strerror}); look at the disk it lies on") from None
-
-
-def _beside(path: Path, most_bytes: int) -> bytes | None:
-    """The content of a small file beside the bundle, None where nothing has its name."""
-    if not os.path.lexists(path):
-        return None
-    shown = names.shown(os.fsencode(path.name))
-    with _opened(path, shown) as descriptor:
-        parts: list[bytes] = []
-        left = most_bytes + 1
-        while left:
-            part = _read(descriptor, min(left, READ_BYTES), shown)
-            if not part:
-                return b"".join(parts)
-            parts.append(part)
-            left -= len(part)
-    raise InputError(f"{shown} has more than {most_bytes} bytes, so it is no listing; bring the one of the bundle")
-
-
-def _outer(bundle: _Bundle, without: bool, lines: list[str]) -> str:
+def _outer(bundle: Bundle, without: bool, lines: list[str]) -> str:
     """The sha256 that the bundle must have, "" when there is none and the user goes without."""
-    data = _beside(bundle.outer, OUTER_BYTES)
+    data = beside(bundle.outer, OUTER_BYTES)
     shown = names.shown(os.fsencode(bundle.outer.name))
     if data is not None:
         return manifest.parse_outer(data, shown, bundle.name)
@@ -219,7 +139,7 @@ def _outer(bundle: _Bundle, without: bool, lines: list[str]) -> str:
     return ""
 
 
-def _unpack(bundle: _Bundle, stream: _Reading, caps: Caps, target: Target) -> _Tree:
+def _unpack(bundle: Bundle, stream: Reading, caps: Caps, target: Target) -> _Tree:
     """Give the whole archive to the target."""
     tree = _Tree()
     archive = Archive(stream, caps, bundle.shown)
@@ -251,15 +171,17 @@ def _is_odd_manifest(member: Member) -> bool:
     return not is_file and names.form(top) == names.form(manifest.NAME)
 
 
-def _manifest(bundle: _Bundle, tree: _Tree, caps: Caps) -> tuple[manifest.Manifest, str]:
+def _manifest(bundle: Bundle, tree: _Tree, caps: Caps) -> tuple[manifest.Manifest, str]:
     """The manifest of the bundle, the new one in any form, else the old one inside; and its name in the tree, "" when
     it lies beside only."""
-    beside = _beside(bundle.manifest, caps.manifest_bytes)
+    outside = beside(bundle.manifest, caps.manifest_bytes)
     shown = names.shown(os.fsencode(bundle.manifest.name))
+    for odd in variants(bundle.manifest) if outside is None else []:
+        raise InputError(f"{names.shown(os.fsencode(odd))} lies beside {bundle.shown}; rename it to {shown}")
     inside = tree.manifests.get(manifest.NAME)
-    if beside is not None and inside is not None and beside != inside:
+    if outside is not None and inside is not None and outside != inside:
         raise InputError(f"{shown} is not equal to {manifest.NAME} in {bundle.shown}; bring the files of one bundle")
-    data = inside if inside is not None else beside
+    data = inside if inside is not None else outside
     if data is not None:
         shown = f"{manifest.NAME} in {bundle.shown}" if inside is not None else shown
         found = manifest.parse(data, shown, manifest.NAME)
@@ -274,7 +196,7 @@ def _manifest(bundle: _Bundle, tree: _Tree, caps: Caps) -> tuple[manifest.Manife
     return manifest.parse(old, f"{manifest.OLD_NAME} in {bundle.shown}", manifest.OLD_NAME), manifest.OLD_NAME
 
 
-def _compared(bundle: _Bundle, tree: _Tree, listed: manifest.Manifest, own: str, target: Target) -> list[content.Entry]:
+def _compared(bundle: Bundle, tree: _Tree, listed: manifest.Manifest, own: str, target: Target) -> list[content.Entry]:
     """The entries of the tree, which has the files that the manifest lists, and no other but the manifest itself."""
     lying = target.digests(listed.algorithm)
     wanted = set(listed.digests) | ({own} if own else set())
@@ -282,13 +204,17 @@ def _compared(bundle: _Bundle, tree: _Tree, listed: manifest.Manifest, own: str,
     different |= {
         name for name, data in tree.manifests.items() if lying.get(name, (_sha256(data),))[0] != _sha256(data)
     }
-    for found, words in (
-        (wanted - set(lying), "are missing"),
-        (set(lying) - wanted, "are not in the manifest"),
-        (different, "are not what the manifest says"),
-    ):
-        if found:
-            raise InputError(f"{bundle.shown}: {len(found)} files {words} ({_some(found)}); {manifest.REBUILD}")
+    findings = [
+        f"{bundle.shown} {words} ({_some(found)}); copy the bundle again, or build it again"
+        for found, words in (
+            (wanted - set(lying), "lacks files that its manifest lists"),
+            (set(lying) - wanted, "has files that its manifest does not list"),
+            (different, "has files that are not what its manifest says"),
+        )
+        if found
+    ]
+    if findings:
+        raise InputError(findings[0], findings[1:])
     return sorted((name, tree.files[name].executable, sha256) for name, (sha256, _) in lying.items())
 
 

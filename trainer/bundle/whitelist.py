@@ -37,6 +37,8 @@ class Entry(NamedTuple):
 
     def step(self, states: States, component: str) -> States:
         """The states one component further down; empty when nothing there or below can match."""
+        if len(self.parts) in states and len(states) == 1:  # below what was matched
+            return states
         moved = set(self.reached(states, component))
         moved.update(place for place in states if place < len(self.parts) and self.parts[place] is None)
         return self._closed(moved)
