@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 try:
-    from trainer.bundle import data_check
+    from trainer.bundle.data_check import of_release
     from trainer.state import Layout
 except ImportError:  # of a time before bundles
     print("{}")
     sys.exit()
-found = data_check.of_release(Layout(Path(sys.argv[1])))
+found = of_release(Layout(Path(sys.argv[1])))
 print(json.dumps({"lines": [*found.lines, *found.errors]}))
 if found.errors:
     sentence = f"the data of the bundle in use has {len(found.errors)} errors; send a corrected one, or roll it back"
