@@ -36,7 +36,6 @@ _SPEC: dict[str, dict[str, Any]] = {
 _BLOCK_BYTES = 64 << 10
 _PIECE_BLOCKS = 512  # 32 MiB: what a cut costs, and what a far host's answers cost, both stay small
 _REPORT_SECONDS = 10.0
-_SOME = b"\n"  # without any input ssh asks for a terminal, which mixes both outputs
 # Arguments: the folder to upload into, the bytes that must fit. Answers {"folder"}: a fresh one below it.
 _BEGIN = r"""umask 022
 refuse() {
@@ -50,10 +49,9 @@ room=$(df -Pk "$1" 2>/dev/null | tail -n 1 | sed -n 's/^.* \([0-9][0-9]*\)  *[0-
 said=$(mktemp -d "$1/.incoming-XXXXXXXX" 2>&1) || refuse "$1" "$said"
 printf '{"folder": "%s"}\n' "${said##*/}"
 """
-# Arguments: the file, the block of the file at which the piece on standard input begins, the piece's bytes. The same
-# piece may come twice: a connection that was lost is tried again.
+# Arguments: the file, the block of the file at which the piece on standard input begins. The same piece may come twice:
+# a connection that was lost is tried again.
 _PIECE = f"""umask 077
-[ "$3" -gt 0 ] || exec < /dev/null
 said=$(dd of="$1" bs={_BLOCK_BYTES} seek="$2" conv=notrunc 2>&1) && echo '{{}}' && exit
 said=$(printf '%s' "$said" | head -n 1 | sed 's/^.*: //')
 echo "error: $1 cannot be written on the host ($said); make room there or correct its permissions" >&2
@@ -122,14 +120,14 @@ class ActionModule(ActionBase):
         The folder of an upload that broke off with the connection goes when the releases are pruned.
         """
         total_bytes = sum(os.path.getsize(path) for path in files.values())
-        made = self._script(_BEGIN, [folder, str(total_bytes + room_bytes)], _SOME)
+        made = self._script(_BEGIN, [folder, str(total_bytes + room_bytes)])
         if made.get("failed"):
             return made
         fresh, sent_bytes, reported = f"{folder}/{made['answer']['folder']}", 0, time.monotonic()
         for name, block, piece in pieces(files):
-            done = self._script(_PIECE, [f"{fresh}/{name}", str(block), str(len(piece))], piece or _SOME)
+            done = self._script(_PIECE, [f"{fresh}/{name}", str(block)], piece)
             if done.get("failed"):
-                self._script('rm -rf "$1"; echo "{}"', [fresh], _SOME)
+                self._script('rm -rf "$1"; echo "{}"', [fresh])
                 return done
             sent_bytes += len(piece)
             if time.monotonic() - reported >= _REPORT_SECONDS:
@@ -141,6 +139,8 @@ class ActionModule(ActionBase):
         """Run a script on the host: {"answer"} or a failed result, whose findings are printed."""
         nonce = f"stagegate-{secrets.token_hex(8)}"  # what a login says of its own stands before it
         command = f"{self._compute_environment_string()} {shlex.join(['sh', '-c', script, 'sh', *words])}".strip()
+        if not data:  # without any input ssh asks for a terminal, which mixes both outputs
+            command, data = f"{command} < /dev/null", b"\n" if self._connection.has_pipelining else b""
         try:
             done = self._low_level_execute_command(f"echo {nonce} >&2; {command}", in_data=data or None)
         except AnsibleConnectionFailure as problem:
