@@ -148,6 +148,13 @@ def test_a_line_that_is_cut_in_the_upload(carrier: Carrier, bundles: dict[str, P
     assert breaking.connections > before + 1 and carrier.uploads() == []
 
 
+def test_two_controllers_with_one_bundle_both_succeed(carrier: Carrier, bundles: dict[str, Path]) -> None:
+    command = carrier.command("bundle_apply", checkout_bundle=bundles["large"])
+    both = [carrier.box.lab.controller(command, cwd=REPOSITORY) for _ in range(2)]
+    assert [running.wait(120) for running in both] == [0, 0], "\n".join(running.output for running in both)
+    assert carrier.in_use() == "large" and carrier.uploads() == []
+
+
 def fill_at_once(box: Host) -> None:
     """Fill a disk that is being written to: what it may hold is never less than what it holds."""
     for left in range(10, 0, -1):
