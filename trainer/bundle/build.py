@@ -79,10 +79,11 @@ def _ended_by_signals() -> Iterator[None]:
 def build(source: Path, output: Path, selection: Path | None, progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Write the bundle `output` and the three files beside it. `selection`: the whitelist, None for that in the source.
 
-    A `{source_id}` in the name of the output becomes the id that the tree has after an apply. Returns {"bundle",
-    "source_id", "files", "bytes", "packed_bytes", "commit", "made_at", "left_out", "lines"}. InputError when the
-    source is not to be packed, all findings at once, or changes meanwhile; HostUnfit when the disk refuses. Whatever
-    happens, the files under the names of the output are those of one bundle, or lack its checksum.
+    A `{source_id}` in the name of the output becomes the id that the tree has after an apply. Returns {"changed"
+    (False: the same files lay there), "bundle", "source_id", "files", "bytes", "packed_bytes", "commit", "made_at",
+    "left_out", "lines"}. InputError when the source is not to be packed, all findings at once, or changes meanwhile;
+    HostUnfit when the disk refuses. Whatever happens, the files under the names of the output are those of one bundle,
+    or lack its checksum.
     """
     source, output = _resolved(source), Path(os.path.abspath(output))
     chosen = whitelist.load(selection or source / whitelist.NAME)
@@ -102,8 +103,9 @@ def build(source: Path, output: Path, selection: Path | None, progress: Callable
         output = output.with_name(output.name.replace("{source_id}", source_id))
         _write_others(made, output, packed)
         packed_bytes = (made / output.name).stat().st_size
-        placing.place(made, output)
+        is_new = placing.place(made, output)
     return {
+        "changed": is_new,
         "bundle": str(output),
         "source_id": source_id,
         "files": len(found.files),

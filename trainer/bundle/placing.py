@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import filecmp
 import os
 import shutil
 import tempfile
@@ -61,8 +62,8 @@ def making(folder: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def place(made: Path, output: Path) -> None:
-    """Give the four files in `made` (named by `names_of`) their places.
+def place(made: Path, output: Path) -> bool:
+    """Give the four files in `made` (named by `names_of`) their places; False when the same ones lie there already.
 
     Who is killed here leaves the old set, or one without a checksum, or one whose checksum is the new bundle's: never
     one that is accepted and mixed. Two builds into one folder do this one after the other.
@@ -71,6 +72,8 @@ def place(made: Path, output: Path) -> None:
     for name in wanted.values():
         sync_file(made / name)
     with _alone(folder):
+        if all(_is_same(made / name, folder / name) for name in wanted.values()):
+            return False
         (folder / wanted["sha256"]).unlink(missing_ok=True)
         sync_folder(folder)
         for name in wanted.values():  # the checksum is the last of them
@@ -78,6 +81,13 @@ def place(made: Path, output: Path) -> None:
                 sync_folder(folder)
             os.replace(made / name, folder / name)
         sync_folder(folder)
+    return True
+
+
+def _is_same(made: Path, placed: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return placed.is_file() and filecmp.cmp(made, placed, shallow=False)
+    return False
 
 
 def check_places(output: Path) -> None:
