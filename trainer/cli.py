@@ -12,6 +12,7 @@ from typing import Any
 
 from trainer import __version__, config, stages
 from trainer.arguments import Parser
+from trainer.bundle import command as bundle_command
 from trainer.errors import InputError, TrainerError
 
 Add = Callable[..., Any]
@@ -33,7 +34,7 @@ def build_parser() -> Parser:
         added.add_argument("--project-root", type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         return added
 
-    for add in (_add_line, _add_looking, _add_data, _add_transfer, _add_inner):
+    for add in (_add_line, _add_looking, _add_data, _add_transfer, _add_bundle, _add_inner):
         add(command)
     return parser
 
@@ -132,6 +133,11 @@ def _add_transfer(add: Add) -> None:
     imported = add("imported", help="what was published before, verified")
     imported.add_argument("--output-dir", required=True, type=Path, metavar="DIR")
     _json_argument(imported)
+
+
+def _add_bundle(add: Add) -> None:
+    bundle = add("bundle", help="the source as one verified file, for hosts that cannot fetch it")
+    bundle_command.add_arguments(bundle)
 
 
 def _add_inner(add: Add) -> None:

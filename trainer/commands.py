@@ -40,6 +40,7 @@ from trainer import (
     workshop,
 )
 from trainer import plan as plans
+from trainer.bundle import command as bundle_command
 from trainer.cli import request_from
 from trainer.errors import InputError, NotReady
 from trainer.state import Layout, StateError, read_stage
@@ -400,6 +401,7 @@ COMMANDS: dict[str, Callable[[Arguments, Path], int]] = {
     "export": export,
     "import": receive,
     "imported": imported,
+    "bundle": bundle_command.run,
     "secret": secret,
     "worker": work,
 }

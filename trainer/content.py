@@ -15,6 +15,7 @@ from trainer.state import SCHEMA, StateError, read_json, write_json
 
 ID_LENGTH = 16
 RECORD = ".source.json"  # what a release says of itself; not part of the tree
+CACHE = "__pycache__"
 IMPORTABLE = (".py", ".pyc", ".so")
 AGAIN = "run playbooks/provision.yml, which puts the right code there and keeps the edited one beside it"
 Entry = Tuple[str, bool, str]  # path below the root, executable, sha256
@@ -30,9 +31,26 @@ class Origin(NamedTuple):
 
 
 def walked_files(root: Path) -> list[str]:
-    """The paths below an unpacked tree, sorted; byte code and the release's own record are not part of it."""
-    paths = (path.relative_to(root) for path in root.rglob("*") if path.is_symlink() or not path.is_dir())
-    return sorted(path.as_posix() for path in paths if "__pycache__" not in path.parts and str(path) != RECORD)
+    """The paths below an unpacked tree, sorted; byte code and the release's own record are not part of it.
+
+    A link to a folder counts as one path: what lies behind it is not looked at.
+    """
+    found = []
+    for folder, below, files in os.walk(root, onerror=_raise):
+        inside = os.path.relpath(folder, root)
+        links = [name for name in below if os.path.islink(os.path.join(folder, name))]
+        found += [name if inside == "." else f"{inside}/{name}" for name in files + links]
+        below[:] = [name for name in below if name != CACHE]
+    return sorted(name for name in found if is_part(name))
+
+
+def is_part(name: str) -> bool:
+    """Whether a path below a tree is part of it: byte code and the release's own record are not."""
+    return CACHE not in name.split("/") and name != RECORD
+
+
+def _raise(problem: OSError) -> None:
+    raise problem
 
 
 def entries(root: Path, names: list[str]) -> list[Entry]:
@@ -78,13 +96,13 @@ def read_record(root: Path) -> dict[str, Any] | None:
 
 def differences(root: Path, shipped: list[Entry]) -> tuple[list[str], list[str]]:
     """(changed or missing files, additional files) of a release against the entries that it came with."""
-    changed = []
+    changed, present = [], set(walked_files(root))  # what lies behind a link is not in it
     for name, executable, sha256 in shipped:
         path = root / name
-        regular = path.is_file() and not path.is_symlink()
+        regular = name in present and path.is_file() and not path.is_symlink()
         if not regular or os.access(path, os.X_OK) != executable or digest.of_file(path) != sha256:
             changed.append(name)
-    return changed, sorted(set(walked_files(root)) - {name for name, _, _ in shipped})
+    return changed, sorted(present - {name for name, _, _ in shipped})
 
 
 def check_release(root: Path, expected: str) -> dict[str, Any]:

@@ -7,12 +7,14 @@ or from what a bundle carries along (Python 3.8, standard library alone).
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
 import shutil
+import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,9 @@ from trainer.errors import HostUnfit, InputError, Interrupted
 from trainer.state import Layout, StateError, read_json, sync_folder
 
 KEPT = 3
+REMOVED = ".removed-"
+HAS_SYNCFS_ERRORS = (5, 8)  # the Linux whose syncfs tells of what could not be written
+RENAME_EXCHANGE, AT_FDCWD = 2, -100
 LEFTOVER_SECONDS = 86400.0  # an upload that is older has no uploader any more
 LOCK_SECONDS = 60.0
 IDENTITY = re.compile(rf"[0-9a-f]{{{content.ID_LENGTH}}}")
@@ -63,7 +68,7 @@ def alone(layout: Layout) -> Iterator[None]:
     """Hold the releases: two who publish do so one after the other. Interrupted when the other one takes too long."""
     deadline = time.monotonic() + LOCK_SECONDS
     path = releases(layout) / ".lock"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    descriptor = _open_lock(path)
     try:
         while True:
             try:
@@ -81,23 +86,41 @@ def alone(layout: Layout) -> Iterator[None]:
         os.close(descriptor)
 
 
-def install(
-    layout: Layout,
-    incoming: Path,
-    shipped: list[content.Entry],
-    origin: content.Origin,
-    before_switch: Callable[[], None] = lambda: None,
-) -> list[str]:
+def _open_lock(path: Path) -> int:
+    """The lock file, made where it is missing; InputError for a link or anything else that was put in its place."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO would wait for a reader
+    try:
+        if not os.path.lexists(path) or stat.S_ISREG(os.lstat(path).st_mode):
+            return os.open(path, flags, 0o644)
+    except OSError as problem:
+        if problem.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+    raise InputError(f"{path} is no plain file, so it was not made by this role; move it away")
+
+
+def install(layout: Layout, incoming: Path, shipped: list[content.Entry], origin: content.Origin) -> list[str]:
     """Make a verified tree with these entries the release in use; the caller holds `alone`. Returns lines to show.
 
-    `incoming` lies on the file system of the releases. `before_switch` runs when the release lies there, and is the
-    last that may refuse.
+    `incoming` lies on the file system of the releases. What fails before the switch leaves no new release behind.
     """
     source_id = content.source_id(shipped)
+    was_there = os.path.lexists(releases(layout) / source_id)
     lines = _place(layout, incoming, source_id, shipped, origin)
-    before_switch()
-    _switch(layout, source_id)
+    try:
+        _switch(layout, source_id)
+    except BaseException:
+        in_use = current(layout)
+        if not was_there and (in_use is None or in_use.name != source_id):
+            remove(releases(layout) / source_id)
+        raise
     return lines + _prune(layout, source_id)
+
+
+def remove(release: Path) -> None:
+    """Remove a release, or what can be removed of it now; a half-removed folder never looks like a release."""
+    doomed = release.with_name(f"{REMOVED}{release.name}-{time.time_ns()}")
+    os.rename(release, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def current(layout: Layout) -> Path | None:
@@ -115,12 +138,49 @@ def current(layout: Layout) -> Path | None:
 
 
 def sync(tree: Path) -> None:
-    """fsync a tree: after a power loss the release is whole or not there."""
+    """Make a tree durable: after a power loss the release is whole or not there."""
+    if _sync_file_system(tree):
+        return
     for folder, _, names in os.walk(tree):
         for name in names:
-            with open(os.path.join(folder, name), "rb") as stream:
-                os.fsync(stream.fileno())
+            if not os.path.islink(os.path.join(folder, name)):
+                with open(os.path.join(folder, name), "rb") as stream:
+                    os.fsync(stream.fileno())
         sync_folder(Path(folder))
+
+
+def _sync_file_system(tree: Path) -> bool:
+    """Write out the file system at one go, which thousands of small files want; False where that cannot be trusted."""
+    version = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    if version is None or (int(version[1]), int(version[2])) < HAS_SYNCFS_ERRORS:
+        return False
+    descriptor = os.open(tree, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _is_done_by_system("syncfs", descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change their names at once; False where the system cannot."""
+    names = (AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other))
+    return _is_done_by_system("renameat2", *names, RENAME_EXCHANGE)
+
+
+def _is_done_by_system(name: str, *words: Any) -> bool:
+    """Call a function of the C library that Python does not have; False where the system has or allows it not."""
+    try:
+        import ctypes  # not in every Python
+
+        call = getattr(ctypes.CDLL(None, use_errno=True), name)
+    except (ImportError, AttributeError, OSError, TypeError):
+        return False
+    if call(*words) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.EPERM):
+        return False
+    raise OSError(number, os.strerror(number))
 
 
 def _place(
@@ -128,29 +188,38 @@ def _place(
 ) -> list[str]:
     """Give the tree its name. The same release stays as it is; one that was edited is kept beside it."""
     target, lines = releases(layout) / source_id, []
-    if _is_intact(target):  # processes may stand in it, and data may have been put there
+    if is_intact(target):  # processes may stand in it, and data may have been put there
         known = content.read_record(target) or {}
         kept = {name: value or known.get(name) or value for name, value in origin._asdict().items()}
+        for left in target.glob(f".{content.RECORD}.*.tmp"):  # of somebody who was killed here
+            left.unlink()
         content.write_record(target, shipped, content.Origin(**kept))
         shutil.rmtree(incoming)
         return []
-    if os.path.lexists(target):
-        aside = target.with_name(f"{source_id}.edited-{datetime.now(timezone.utc):%Y%m%dT%H%M%S%f}")
-        os.rename(target, aside)
-        lines = [f"the code on the host was not what was sent there; it is kept in {aside} and not trained with"]
     content.write_record(incoming, shipped, origin)
     sync(incoming)
-    os.rename(incoming, target)
+    if os.path.lexists(target):
+        aside = target.with_name(f"{source_id}.edited-{datetime.now(timezone.utc):%Y%m%dT%H%M%S%f}")
+        os.rename(incoming, aside)
+        if not _exchange(aside, target):  # it may be the one in use: nobody sees a host without code
+            os.rename(aside, incoming)
+            os.rename(target, aside)
+            os.rename(incoming, target)
+        lines = [f"the code on the host was not what was sent there; it is kept in {aside} and not trained with"]
+    else:
+        os.rename(incoming, target)
     sync_folder(target.parent)
     return lines
 
 
-def _is_intact(release: Path) -> bool:
+def is_intact(release: Path) -> bool:
     """Whether the code of a release is what its name says."""
+    if release.is_symlink() or not release.is_dir():
+        return False
     for check in (content.check_release, content.verify):  # the second for one whose record was lost
         with contextlib.suppress(InputError, OSError):
             check(release, release.name)
-            return release.is_dir() and not release.is_symlink()
+            return True
     return False
 
 
@@ -166,14 +235,19 @@ def _switch(layout: Layout, source_id: str) -> None:
     code = layout.root / "code"
     if code.exists() and not code.is_symlink():
         raise InputError(f"{code} is no link, so it was not made by this role; move it away")
-    for left in layout.root.glob(".code.*"):  # of somebody who was killed here: only one at a time comes so far
-        if left.is_symlink():
-            left.unlink()
+    _remove_links(layout)
     fresh = layout.root / f".code.{os.getpid()}"
     fresh.symlink_to(f"releases/{source_id}")
     os.replace(fresh, code)
     os.utime(releases(layout) / source_id)  # the newest by its time is the one in use
     sync_folder(layout.root)
+
+
+def _remove_links(layout: Layout) -> None:
+    """Remove links that were about to become `code`: only one at a time comes so far, so their makers are gone."""
+    for left in layout.root.glob(".code.*"):
+        if left.is_symlink():
+            left.unlink()
 
 
 def _prune(layout: Layout, source_id: str) -> list[str]:
@@ -191,12 +265,21 @@ def _prune(layout: Layout, source_id: str) -> list[str]:
             continue
         if not _is_pristine(path):
             lines.append(f"{path} is kept: it holds files that did not come with it")
-        else:  # a half-removed folder must not look like a release
-            os.rename(path, folder / f".removed-{path.name}-{time.time_ns()}")
-    too_old = time.time() - LEFTOVER_SECONDS
-    for path in folder.glob(".*"):
-        if path.name.startswith(".removed-") or (
-            path.name.startswith(".incoming-") and path.lstat().st_mtime < too_old
-        ):
-            shutil.rmtree(path, ignore_errors=True)
+            continue
+        try:  # the switch is done: what cannot be removed is no failure
+            remove(path)
+        except OSError as problem:
+            lines.append(f"{path} is kept: it cannot be removed ({problem.strerror})")
+    remove_leftovers(layout)
     return lines
+
+
+def remove_leftovers(layout: Layout) -> None:
+    """Remove what killed ones left half done, and uploads that broke off long ago; the caller holds `alone`."""
+    _remove_links(layout)
+    too_old = time.time() - LEFTOVER_SECONDS
+    for path in releases(layout).glob(".*"):
+        with contextlib.suppress(FileNotFoundError):  # its uploader has just removed it
+            is_old = path.name.startswith(".incoming-") and path.lstat().st_mtime < too_old
+            if path.name.startswith(REMOVED) or is_old:
+                shutil.rmtree(path, ignore_errors=True)
