@@ -1,5 +1,6 @@
-"""Hostile bundles, each with a harmless twin, and harmless ones that look odd. `python -m tests.unit.trainer.bundle.hostile`
-prints them as a table.
+"""Hostile bundles, each with a harmless twin, and harmless ones that look odd.
+
+`python -m tests.unit.trainer.bundle.hostile` prints them as a table.
 
 A case builds its bundle twice, with one choice made the one or the other way; what it writes is made by hostile_tar.
 """
@@ -13,7 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.unit.trainer.bundle import (
-    hostile_framing, hostile_layouts, hostile_listing, hostile_metadata, hostile_names, hostile_types,
+    hostile_framing,
+    hostile_listing,
+    hostile_metadata,
+    hostile_names,
+    hostile_types,
 )  # fmt: skip
 from tests.unit.trainer.bundle.hostile_case import Bundle, Case, Fifo, Folder, Link, Make
 from tests.unit.trainer.bundle.hostile_layouts import LAYOUTS

@@ -62,7 +62,7 @@ class Make:
     ) -> Bundle:
         """The bundle of an archive: its manifest as the last member and, if ours, the same beside, and its `.sha256`.
 
-        `listing`: the manifest instead of the right one; `inside`: its name, None for none; `beside`: another one there;
+        `listing`: the manifest instead of the right one; `inside`: its name, None for none; `beside`: another there;
         `end`, `pack`: how the archive ends and is packed; `archive`: the bytes of the bundle, whatever the rest.
         """
         listing = tar.manifest() if listing is None else listing

@@ -112,9 +112,7 @@ class Tar:
         fields = {"magic": self.magic, "size": len(content), **fields}
         return self.raw(header(name, **fields) + padded(content, filler))
 
-    def file(
-        self, name: str | bytes, content: bytes = b"x\n", listed: str | None = None, **fields: bytes | int
-    ) -> Tar:
+    def file(self, name: str | bytes, content: bytes = b"x\n", listed: str | None = None, **fields: bytes | int) -> Tar:
         """A regular file, listed under its name without `./` (or as `listed`)."""
         raw = name.encode() if isinstance(name, str) else name
         mode = fields.get("mode", 0o644)

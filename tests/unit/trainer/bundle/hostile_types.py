@@ -146,10 +146,12 @@ SPECIAL = [
     case("sparse-00", "a sparse file, pax form 0.0", "CVE-2025-58183", "'GNU.sparse.size'", lambda m: pax_sparse(
         m, (b"size", b"512"), (b"numblocks", b"1"), (b"offset", b"0"), (b"numbytes", b"512")), "sparse"),
     case("sparse-10", "a sparse file, pax form 1.0, with a name of its own", "CVE-2025-58183", "'GNU.sparse.major'",
-         lambda m: pax_sparse(m, (b"major", b"1"), (b"minor", b"0"), (b"name", b"../evil"), (b"realsize", b"9")), "sparse"),
+         lambda m: pax_sparse(m, (b"major", b"1"), (b"minor", b"0"), (b"name", b"../evil"),
+              (b"realsize", b"9")), "sparse"),
     case("volume", "a volume label", "GNU tar", "volume label", lambda m: typed(m, b"V")),
     case("multi-volume", "the rest of a file of another volume", "GNU tar", "another volume", lambda m: typed(m, b"M")),
-    case("dumpdir", "a GNU dump folder, which removes and renames", "CVE-2016-6321", "folder's listing", lambda m: typed(m, b"D")),
+    case("dumpdir", "a GNU dump folder, which removes and renames", "CVE-2016-6321", "folder's listing",
+         lambda m: typed(m, b"D")),
     case("old-names", "an old GNU list of renames", "GNU tar", "old long name", lambda m: typed(m, b"N")),
     case("long-link", "a GNU long link target", "CVE-2025-4330", "long link", lambda m: m.bundle(
         start(GNU).longname(b"t", kind=b"K").link("odd", "t") if m.hostile else start(GNU).file("odd", b"")), ""),
@@ -158,8 +160,8 @@ SPECIAL = [
     case("unknown", "a type that nobody knows", "POSIX: as a regular file", "'Z'", lambda m: typed(m, b"Z")),
     case("unknown-high", "a type beyond ASCII", "CWE-838", r"'\x80'", lambda m: typed(m, b"\x80")),
     case("whiteout", "a BSD whiteout", "FreeBSD tar", "'W'", lambda m: typed(m, b"W")),
-    case("folder-content", "a folder that claims content and hides members in it", "CVE-2026-5704", "folder of 1024 bytes", hidden,
-         "'odd/'"),
+    case("folder-content", "a folder that claims content and hides members in it", "CVE-2026-5704",
+         "folder of 1024 bytes", hidden,         "'odd/'"),
     case("v7", "a header without a magic", "V7 tar", "neither ustar nor GNU tar", lambda m: m.bundle(
         start().file("odd", b"", magic=m.pick(b"\0" * 8, b"ustar\x0000")))),
 ]  # fmt: skip
