@@ -35,8 +35,8 @@ class Reading:
         os.lseek(descriptor, 0, os.SEEK_SET)
         self._descriptor, self._shown, self._progress = descriptor, shown, progress
         self._sha256 = hashlib.sha256()
-        size = os.fstat(descriptor).st_size
-        self._done, self._total = before * size, 2 * size
+        self._state = self._look()
+        self._done, self._total = before * self._state[0], 2 * self._state[0]
 
     def read(self, size: int) -> bytes:
         piece = _read(self._descriptor, size, self._shown)
@@ -44,6 +44,14 @@ class Reading:
         self._done += len(piece)
         self._progress(self._done, self._total)
         return piece
+
+    def is_unchanged(self) -> bool:
+        """Whether the file looks as it did when this reading began."""
+        return self._look() == self._state
+
+    def _look(self) -> tuple[int, int, int]:
+        found = os.fstat(self._descriptor)
+        return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     def hexdigest(self) -> str:
         return self._sha256.hexdigest()

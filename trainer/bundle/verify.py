@@ -101,9 +101,14 @@ def check(
                 f"{expected}; copy both again"
             )
         second = Reading(descriptor, bundle.shown, progress, 1)
-        tree = _unpack(bundle, second, caps, target)
+        try:
+            tree = _unpack(bundle, second, caps, target)
+        except InputError:
+            if not first.is_unchanged():
+                raise _changed(bundle) from None
+            raise
         if first.hexdigest() != second.hexdigest():
-            raise InputError(f"the bundle {bundle.shown} changed while it was read; run it again when it is complete")
+            raise _changed(bundle)
     found, own = _manifest(bundle, tree, caps)
     if found.algorithm == "sha1":
         lines.append(f"{bundle.shown}: {SHA1}")
@@ -112,6 +117,10 @@ def check(
         name=bundle.name, sha256=first.hexdigest(), has_outer=bool(expected), algorithm=found.algorithm,
         entries=entries, made_at=tree.made_at, commit=tree.commit, unpacked_bytes=tree.unpacked_bytes, lines=lines,
     )  # fmt: skip
+
+
+def _changed(bundle: Bundle) -> InputError:
+    return InputError(f"the bundle {bundle.shown} changed while it was read; run it again when it is complete")
 
 
 class _Tree:
