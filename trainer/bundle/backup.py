@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ from trainer import content, release
 from trainer.bundle import staging
 from trainer.bundle.names import shown
 from trainer.errors import HostUnfit, InputError
-from trainer.state import SCHEMA, Layout, StateError, now, read_json, sync_folder, write_json
+from trainer.state import SCHEMA, Layout, now, sync_folder, write_json
 
 FOLDER, RECORD, TREE = "backups", "BACKUP.json", "tree"
 KEPT = 3
@@ -57,7 +58,7 @@ class Backups:
             fresh.mkdir(0o755)
             replicate(used, fresh / TREE)
             record = _described(used, fresh / TREE)
-            record.update(project_root=str(self.layout.root), applied=applied, saved_at=now())
+            record.update(project_root=self._owner, applied=applied, saved_at=now())
             write_json(fresh / RECORD, record)
             release.sync(fresh)
             target = self.root / f"{self._next_stamp()}-{record['source_id']}"
@@ -74,6 +75,10 @@ class Backups:
 
     def prune(self, newest: Path) -> None:
         """Keep the newest few, and none twice: the one before `newest` may be of an apply that was killed."""
+        with contextlib.suppress(OSError):  # the switch is done
+            self._prune(newest)
+
+    def _prune(self, newest: Path) -> None:
         found = self.all()
         pairs = [(saved.record["source_id"], saved.record["applied"]) for saved in found]
         if len(found) > 1 and found[0].path == newest and pairs[0] == pairs[1]:
@@ -91,17 +96,13 @@ class Backups:
 
     def all(self) -> list[Saved]:
         """The readable backups of this project root, the newest first."""
-        found = []
-        for name in self._names():
-            with contextlib.suppress(StateError):
-                record = read_json(self.root / name / RECORD)
-                if record is not None and _is_sound(record) and self._is_ours(record):
-                    found.append(Saved(self.root / name, record))
-        return found
+        found = (_read(self.root / name) for name in self._names())
+        return [saved for saved in found if saved and (self.is_own or saved.record["project_root"] == self._owner)]
 
     def last_of(self, applied: str) -> Saved:
         """The newest backup of what the release `applied` replaced; InputError where there is none."""
-        found = self.all()
+        with _refused_by_disk(self.root):
+            found = self.all()
         for saved in found:
             if saved.record["applied"] == applied:
                 return saved
@@ -111,8 +112,9 @@ class Backups:
             "apply the bundle that you want, with --force if it is older"
         )
 
-    def _is_ours(self, record: dict[str, Any]) -> bool:
-        return self.is_own or record["project_root"] == str(self.layout.root)
+    @property
+    def _owner(self) -> str:
+        return str(self.layout.root)
 
     def _names(self) -> list[str]:
         names = os.listdir(self.root) if self.root.is_dir() else []
@@ -214,12 +216,22 @@ def _described(used: Path, copy: Path) -> dict[str, Any]:
     return {**described, "entries": shipped, "files": files, "links": links}
 
 
+def _read(path: Path) -> Saved | None:
+    """A backup by its folder; None for one whose record is not of here, OSError when the disk refuses to read it."""
+    try:
+        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return None
+    return Saved(path, record) if isinstance(record, dict) and _is_sound(record) else None
+
+
 def _is_sound(record: dict[str, Any]) -> bool:
     """Whether a record is one that was written here."""
     texts = ("source_id", "applied", "project_root", "commit", "bundle_sha256")
     try:
         return (
-            all(isinstance(record[name], str) for name in texts)
+            record["schema"] == SCHEMA
+            and all(isinstance(record[name], str) for name in texts)
             and isinstance(record["made_at"], int)
             and isinstance(record["links"], list)
             and content.source_id(_entries(record["entries"])) == record["source_id"]
