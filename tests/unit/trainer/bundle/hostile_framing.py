@@ -45,9 +45,9 @@ def parted(make: Make) -> Bundle:
     return make.bundle(tar)
 
 
-def shortened(make: Make, blocks: int, more: int = 0) -> Bundle:
+def shortened(make: Make, blocks: int, more: int = 0, before: bytes = b"", size: int = 5 * BLOCK) -> Bundle:
     """An archive that is cut in its middle, packed right."""
-    tar = start().file("b", b"x" * 5 * BLOCK)
+    tar = start().raw(before).file("b", b"x" * size)
     return make.bundle(tar, pack=lambda data: gzipped(data[: blocks * BLOCK + more] if make.hostile else data))
 
 
@@ -105,6 +105,10 @@ FRAMING = [
          lambda m: shortened(m, 3)),
     case("framing-cut-in-content", "an archive cut in a file's content", "CWE-354", ("'b'", "ends"),
          lambda m: shortened(m, 5, 17)),
+    case("framing-cut-in-padding", "an archive cut in what fills a file's last block", "CWE-354",
+         ("'b'", "ends within the padding"), lambda m: shortened(m, 3, 99, size=17)),
+    case("framing-cut-in-metadata", "an archive cut in a pax header", "CWE-354", ("ends within a header",),
+         lambda m: shortened(m, 3, 7, before=Tar().pax(record(b"comment", b"by hand")).data)),
     case("framing-cut-between", "an archive cut between two members", "CWE-354", ("end blocks",),
          lambda m: shortened(m, 8)),
 ]  # fmt: skip

@@ -71,10 +71,12 @@ OUTERS = [
     case("outer-folder", "a folder", "CWE-706", (OUTER, "regular file"), lambda m: outer(m, lambda d: Folder())),
     case("outer-fifo", "a FIFO, at which readers hang", "CWE-706", (OUTER, "regular file"),
          lambda m: outer(m, lambda d: Fifo())),
-    case("outer-link-nowhere", "a link to nothing, which is not the same as none", "CWE-59", (OUTER,),
-         lambda m: outer(m, lambda d: Link("nowhere")), without_sha256=True),
+    case("outer-link-nowhere", "a link to nothing, which is not the same as none", "CWE-59",
+         (OUTER, "there is no file"), lambda m: outer(m, lambda d: Link("nowhere")), without_sha256=True),
     case("outer-link-device", "a link to a device", "CWE-59", (OUTER, "regular file"),
          lambda m: outer(m, lambda d: Link("/dev/null"))),
+    case("outer-link-loop", "a link to itself", "CWE-59", (OUTER, "cannot be opened"),
+         lambda m: outer(m, lambda d: Link(OUTER)), without_sha256=True),
     case("outer-link-folder", "a link to a folder", "CWE-59", (OUTER, "regular file"),
          lambda m: outer(m, lambda d: Link("."))),
     outer_case("empty", "an empty file", "sha256sum -c", ("empty",), b""),
@@ -163,6 +165,14 @@ def beside_old(make: Make, content: bytes | Link | Folder | Fifo) -> Bundle:
     return Bundle({**found.files, BESIDE: content}, found.tree) if make.hostile else found
 
 
+def beside_variant(make: Make, name: str) -> Bundle:
+    """The new manifest lies beside, under its name or one that is nearly its."""
+    tar = start()
+    found = make.bundle(tar, inside=None, beside=tar.manifest())
+    files = {part: found.files[part] for part in (NAME, OUTER)}
+    return Bundle({**files, make.pick(name, BESIDE): found.files[BESIDE]}, found.tree)
+
+
 def variant(make: Make, name: str, folder: bool = False) -> Bundle:
     """A good old manifest, and a member that is the new one but for its case or kind."""
     tar = start()
@@ -248,9 +258,9 @@ LINES = [
 ]  # fmt: skip
 
 TREES = [
-    case("manifest-none", "none", "BagIt: missing manifest", ("SYNC_MANIFEST",),
+    case("manifest-none", "none", "BagIt: missing manifest", ("neither SYNC_MANIFEST.sha256 nor",),
          lambda m: m.bundle(start(), inside=m.pick(None, INSIDE))),
-    case("manifest-below", "one that is not at the top", "BagIt: bag-in-a-bag", ("SYNC_MANIFEST",),
+    case("manifest-below", "one that is not at the top", "BagIt: bag-in-a-bag", ("neither SYNC_MANIFEST.sha256 nor",),
          lambda m: m.bundle(start(), inside=m.pick(f"d/{OLD}", OLD))),
     case("manifest-missing", "a file that is listed and not there", "BagIt: missing payload", ("'c.txt'", LACKS),
          lambda m: uneven(m, missing=True)),
@@ -272,6 +282,8 @@ TREES = [
          lambda m: beside_old(m, b"")),
     case("manifest-beside-old-folder", "a folder beside a good old bundle", "issue", (BESIDE, "regular file"),
          lambda m: beside_old(m, Folder())),
+    case("manifest-beside-case", "one in small letters beside", "CWE-178", ("'b.sync_manifest.sha256'", "rename it"),
+         lambda m: beside_variant(m, "b.sync_manifest.sha256")),
     case("manifest-case", "one in small letters beside an old one", "CWE-178", ("'sync_manifest.sha256'",),
          lambda m: variant(m, "sync_manifest.sha256")),
     case("manifest-is-folder", "a folder of its name beside an old one", "CWE-706", ("SYNC_MANIFEST.sha256",),

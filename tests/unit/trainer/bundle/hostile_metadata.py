@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.unit.trainer.bundle.hostile_case import Bundle, Case, Make, start
-from tests.unit.trainer.bundle.hostile_tar import BLOCK, GNU, Tar, base256, header, octal, padded, record, signed_sum
+from tests.unit.trainer.bundle.hostile_tar import (
+    BLOCK,
+    GNU,
+    USTAR,
+    Tar,
+    base256,
+    header,
+    octal,
+    padded,
+    record,
+    signed_sum,
+)
 
 KIND = "metadata"
 FORM = "is not '<length> <key>=<value>'"
@@ -208,6 +219,10 @@ EXTENDED = [
              Tar().pax(record(b"path", b"odd")).pax(record(b"comment", b"c"), kind=b"g").data,
              Tar().pax(record(b"comment", b"c"), kind=b"g").pax(record(b"path", b"odd")).data)).file(
              "short", listed="odd"))),
+    case("pax-in-gnu", "a pax header in a GNU header", "CWE-436", ("type 'x'", "tar format"),
+         lambda m: m.bundle(start().pax(record(b"path", b"odd"), magic=m.pick(GNU, USTAR)).file("s", listed="odd"))),
+    case("long-in-ustar", "a GNU long name in a ustar header", "CWE-436", ("type 'L'", "tar format"),
+         lambda m: m.bundle(start(GNU).longname(b"odd", magic=m.pick(USTAR, GNU)).file("s", listed="odd"))),
     case("global-path", "a global name", "CWE-436", ("path", "global"),
          lambda m: world(m, record(b"path", b"b"), record(b"pith", b"b"))),
     case("global-size", "a global size", "CVE-2025-62518", ("size", "global"),
