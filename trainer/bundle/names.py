@@ -16,6 +16,7 @@ from trainer.errors import InputError
 COMPONENT_BYTES = 255
 NAME_BYTES = 1000
 DEPTH = 32
+TOGETHER = 400_000  # names and their folders, which all are held in memory
 SHOWN = 120
 AGAIN = "rename the file and build the bundle again"
 
@@ -140,7 +141,8 @@ def _decomposed(name: str) -> str:
 class Together:
     """Names as they come in, which must be able to lie beside each other on any file system."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = TOGETHER) -> None:
+        self._most = most
         self._kinds: dict[str, str] = {"": "folder"}  # of the names that came and of the folders they lie in
         self._came: dict[str, str] = {}  # the names that came themselves
         self._forms: dict[str, str] = {}
@@ -163,6 +165,8 @@ class Together:
                 f"{where}: the name {shown(cause)} makes {shown(name)} a file and a folder at once; "
                 "rename one and build the bundle again"
             )
+        if len(self._kinds) > self._most + 1:
+            raise InputError(f"{where}: more than {self._most} files and folders; build a smaller bundle")
         other = self._forms.setdefault(form(name), name)
         if other != name:
             raise InputError(

@@ -109,6 +109,14 @@ def test_a_folder_may_come_before_and_behind_its_files() -> None:
         together.add("a/b/c", "7")
 
 
+def test_folders_count_too() -> None:
+    together = names.Together(4)
+    together.add("a/b", "1")
+    together.add("c/d", "2")
+    with pytest.raises(InputError, match="3: more than 4 files and folders"):
+        together.add("c/e", "3")
+
+
 def test_characters_that_unicode_3_2_does_not_know_differ_by_themselves() -> None:
     # Glagolitic capital and small A, of Unicode 4.1: newer tables know that they are a pair, older ones do not.
     names.check_together(["\u2c00", "\u2c30"], "the archive")
