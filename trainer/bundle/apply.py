@@ -58,7 +58,7 @@ def apply(request: Request) -> dict[str, Any]:
         places.sweep()
         if answer := _applied_before(request):
             return answer
-        with Staging(places.staging) as staged, _kept(request, staged):
+        with Staging(places.staging, places.releases) as staged, _kept(request, staged):
             verified = _check(request, staged)
             with release.alone(request.layout):
                 return _install(request, places, verified, staged.tree)

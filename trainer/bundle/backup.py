@@ -233,7 +233,7 @@ def _is_sound(record: dict[str, Any]) -> bool:
             record["schema"] == SCHEMA
             and all(isinstance(record[name], str) for name in texts)
             and isinstance(record["made_at"], int)
-            and isinstance(record["links"], list)
+            and all(isinstance(name, str) and isinstance(target, str) for name, target in record["links"])
             and content.source_id(_entries(record["entries"])) == record["source_id"]
             and isinstance(_entries(record["files"]), list)
         )

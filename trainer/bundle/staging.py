@@ -42,17 +42,20 @@ class Written(NamedTuple):
 
 
 class Held:
-    """A fresh folder `<prefix>XXXXXXXX` of mode 0700 below `parent`, which nobody sweeps while its owner lives."""
+    """A fresh folder `<prefix>XXXXXXXX` of mode 0700 below `parent`, which nobody sweeps while its owner lives.
 
-    def __init__(self, parent: Path, prefix: str) -> None:
-        self.parent, self.prefix = parent, prefix
+    `wanted`: another folder that is made with it where it is missing.
+    """
+
+    def __init__(self, parent: Path, prefix: str, wanted: Path | None = None) -> None:
+        self.parent, self.prefix, self.wanted = parent, prefix, wanted or parent
         self.path = parent
         self._made: list[Path] = []  # folders above it that were not there before
         self._lock = -1
 
     def make(self) -> Path:
-        """Make it, and the folders above it where they are missing."""
-        above = [self.parent, *self.parent.parents]
+        """Make it, and the wanted folder and those above it where they are missing."""
+        above = [self.wanted, *self.wanted.parents]  # `parent` is one of them, or there already
         for folder in reversed([path for path in above if not path.is_dir()]):
             with contextlib.suppress(FileExistsError):
                 folder.mkdir(FOLDER_MODE)
@@ -131,12 +134,12 @@ def removed(folder: Path) -> bool:
 class Staging(Target):
     """Where a bundle is unpacked (a Target): made at the first member, gone at the end unless it was moved away.
 
-    `parent`: the folder that holds it, on the file system of the releases. What is created: regular files of mode
+    `parent`: the folder that holds it, on the file system of the releases, which are `wanted` as well. What is created: regular files of mode
     0644 or 0755 and folders of mode 0755, ours, whatever the umask and the archive say.
     """
 
-    def __init__(self, parent: Path) -> None:
-        self._held = Held(parent, APPLYING)
+    def __init__(self, parent: Path, wanted: Path | None = None) -> None:
+        self._held = Held(parent, APPLYING, wanted)
         self._root = -1
         self._open: dict[str, int] = {}  # the last ones used: folders are opened one below the other
         self._folders: set[str] = set()
@@ -325,6 +328,4 @@ def _taken(name: str) -> InputError:
 
 
 def _another(name: str, words: str) -> HostUnfit:
-    return HostUnfit(
-        f"the file {shown(name)} in staging {words}: somebody else writes there, or the disk; run it again"
-    )
+    return HostUnfit(f"the file {shown(name)} in staging {words}: somebody else wrote there; run it again")
