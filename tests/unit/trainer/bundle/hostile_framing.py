@@ -122,6 +122,14 @@ def many(make: Make, hostile: int, harmless: int, folders: bool = False, before:
     return make.bundle(tar)
 
 
+def implied(make: Make) -> Bundle:
+    """Files in folders of their own, which are no members."""
+    tar = start()
+    for number in range(60):
+        tar.file(make.pick(f"d{number}/f", f"d/f{number}"), b"")
+    return make.bundle(tar)
+
+
 def filled(make: Make, hostile: int, harmless: int) -> Bundle:
     return make.bundle(start().file("odd", b"\0" * make.pick(hostile, harmless)))
 
@@ -149,6 +157,8 @@ SIZES = [
     case("sizes-files", "more files than allowed", "CWE-400", ("more than 50",), lambda m: many(m, 60, 40), files=50),
     case("sizes-folders", "more folders than allowed", "CWE-400", ("more than 50",),
          lambda m: many(m, 60, 40, folders=True), files=50),
+    case("sizes-implied-folders", "more folders than allowed, none of which is a member", "CWE-400", ("more than 90",),
+         implied, files=90),
     case("sizes-pax-header", "a pax header larger than allowed", "CPython gh-151497", ("header", "2000"),
          lambda m: commented(m, 2500, 1500), header_bytes=2000),
     case("sizes-long-name", "a long name larger than allowed", "CPython gh-151497", ("header", "600"),

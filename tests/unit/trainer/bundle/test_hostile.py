@@ -110,7 +110,7 @@ def test_a_hostile_bundle_is_refused_for_what_is_hostile_and_leaves_nothing(
 ) -> None:
     verdict = verdicts[HERE][case.name]
     assert verdict["verify"].get("error") == "InputError", verdict["verify"]
-    assert verdict["apply"] == verdict["verify"]
+    assert verdict["apply"] == verdict["again"] == verdict["verify"]
     sentence = verdict["verify"]["sentence"]
     assert [part for part in case.fragments if part not in sentence] == [], sentence
     assert sentence.isprintable() and ";" in sentence, "one line with a remedy"

@@ -1,10 +1,11 @@
 """Judges a folder of bundles with the Python that runs it.
 
 `python -m tests.unit.trainer.bundle.verdicts FOLDER WORK`: FOLDER holds cases.json (see hostile.write_all), WORK is an
-empty folder to apply them in, each into a fresh project root between canaries. Prints one JSON line for each: {"name",
-"verify", "apply", "lines", "changed", "staged", "tree"}. A verdict is the source id, or the kind of the error and its
-sentence. `lines`: the warnings; `changed`: what is not as it was, outside of the project root and in it, but for what
-an accepted bundle brings; `staged`: what is left in staging; `tree`: name, mode, links and sha256 of the files in use.
+empty folder to apply them in, each into a fresh project root between canaries; one that is refused also into a root
+with a release in use. Prints one JSON line for each: {"name", "verify", "apply", "again", "lines", "changed", "staged",
+"tree"}. A verdict is the source id, or the kind of the error and its sentence. `lines`: the warnings; `changed`: what is
+not as it was outside of the project roots and in them, but for what an accepted bundle brings; `staged`: what is left
+in staging; `tree`: name, mode, links and sha256 of the files in use.
 
 Python 3.8 with the standard library alone, like what it judges.
 """
@@ -72,8 +73,15 @@ def tree_of(root: Path) -> list[list[Any]]:
     return rows
 
 
-def judge(row: dict[str, Any], outside: Path, work: Path) -> dict[str, Any]:
-    """Verify one bundle, then apply it."""
+def applied(row: dict[str, Any], root: Path) -> str:
+    """Apply one bundle; the source id."""
+    caps, bundle = Caps(**row["caps"]), Path(row["bundle"])
+    request = apply.Request(Layout(root), bundle, without_sha256=row["without_sha256"], caps=caps)
+    return str(apply.apply(request)["source_id"])
+
+
+def judge(row: dict[str, Any], outside: Path, work: Path, in_use: Path) -> dict[str, Any]:
+    """Verify one bundle, then apply it to a fresh root and, when it is refused, to one with a release `in_use`."""
     caps, bundle = Caps(**row["caps"]), Path(row["bundle"])
     guard = work / row["name"]
     root = guard / "guard" / "project"
@@ -88,15 +96,16 @@ def judge(row: dict[str, Any], outside: Path, work: Path) -> dict[str, Any]:
         lines.extend(found.lines)
         return content.source_id(found.entries)
 
-    def applied() -> str:
-        request = apply.Request(Layout(root), bundle, without_sha256=row["without_sha256"], caps=caps)
-        return str(apply.apply(request)["source_id"])
-
     lines: list[str] = []
-    answer: dict[str, Any] = {"name": row["name"], "verify": judged(verified), "apply": judged(applied), "lines": lines}
+    answer: dict[str, Any] = {"name": row["name"], "verify": judged(verified), "lines": lines}
+    answer["apply"] = judged(lambda: applied(row, root))
     after, used = snapshot(guard, outside), root / "code"
     inside = str(root) + os.sep if used.exists() else None
     answer["changed"] = changed(before, after, inside, str(work))
+    if "error" in answer["apply"]:
+        before = snapshot(in_use)
+        answer["again"] = judged(lambda: applied(row, in_use))
+        answer["changed"] += changed(before, snapshot(in_use), None, str(work))
     answer["tree"] = tree_of(used.resolve()) if used.exists() else []
     answer["staged"] = [path.name for path in (root / "releases").glob(".*") if path.name != ".lock"]
     return answer
@@ -112,9 +121,13 @@ def changed(
 
 
 def main(folder: Path, work: Path) -> None:
-    """Judge every bundle of a folder."""
-    for row in json.loads((folder / "cases.json").read_text(encoding="utf-8")):
-        answer = json.dumps(judge(row, folder / "outside", work), sort_keys=True)
+    """Judge every bundle of a folder, the last of which is harmless."""
+    rows = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
+    in_use = work / "in_use"
+    in_use.mkdir()
+    applied(rows[-1], in_use)
+    for row in rows:
+        answer = json.dumps(judge(row, folder / "outside", work, in_use), sort_keys=True)
         print(answer.replace(json.dumps(str(work))[1:-1], "<work>"), flush=True)
 
 
