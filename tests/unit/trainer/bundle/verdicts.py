@@ -3,9 +3,9 @@
 `python -m tests.unit.trainer.bundle.verdicts FOLDER WORK`: FOLDER holds cases.json (see hostile.write_all), WORK is an
 empty folder to apply them in, each into a fresh project root between canaries; one that is refused also into a root
 with a release in use. Prints one JSON line for each: {"name", "verify", "apply", "again", "lines", "changed", "staged",
-"tree"}. A verdict is the source id, or the kind of the error and its sentence. `lines`: the warnings; `changed`: what is
-not as it was outside of the project roots and in them, but for what an accepted bundle brings; `staged`: what is left
-in staging; `tree`: name, mode, links and sha256 of the files in use.
+"tree"}. A verdict is the source id, or the kind of the error and its sentence. `lines`: the warnings; `changed`: what
+is not as it was outside of the project roots and in them, but for what an accepted bundle brings; `staged`: what is
+left in staging; `tree`: name, mode, links and sha256 of the files in use.
 
 Python 3.8 with the standard library alone, like what it judges.
 """
