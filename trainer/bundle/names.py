@@ -35,11 +35,14 @@ def _class(*ranges: Iterable[tuple[int, int]]) -> str:
     return "".join(f"\\U{first:08x}-\\U{last:08x}" for part in ranges for first, last in part)
 
 
-_REFUSED = re.compile(
-    rf"(?P<control>[\x00-\x1f\x7f-\x9f])|(?P<invisible>[{_class(_INVISIBLE)}])|(?P<none>[{_class(_NO_CHARACTERS)}])"
+_CONTROL = r"\x00-\x1f\x7f-\x9f"
+_REFUSED = re.compile(f"[{_CONTROL}{_class(_INVISIBLE, _NO_CHARACTERS)}]")
+_KINDS = (
+    (re.compile(f"[{_CONTROL}]"), "the control character"),
+    (re.compile(f"[{_class(_INVISIBLE)}]"), "the invisible character"),
+    (re.compile(f"[{_class(_NO_CHARACTERS)}]"), "the non-character"),
 )
 _PLAIN = re.compile(r"[ -&(-\[\]-~]*")  # what a message can hold as it is, between quotes
-_KIND = {"control": "the control character", "invisible": "the invisible character", "none": "the non-character"}
 
 
 def shown(raw: bytes | str) -> str:
@@ -89,7 +92,8 @@ def _wrong(name: str, raw: bytes) -> str:
     """What keeps a bundle from carrying a name, "" when nothing does."""
     refused = _REFUSED.search(name)
     if refused:
-        return f"has {_KIND[str(refused.lastgroup)]} U+{ord(refused[0]):04X}"
+        kind = next(words for found, words in _KINDS if found.match(refused[0]))
+        return f"has {kind} U+{ord(refused[0]):04X}"
     if "\\" in name:
         return "has a backslash"
     if not name:
