@@ -55,12 +55,13 @@ def beheaded(make: Make, way: str) -> Bundle:
     return Bundle({**found.files, NAME: Fifo() if way == "fifo" else Folder()}, found.tree) if make.hostile else found
 
 
-def renamed(make: Make, name: str) -> Bundle:
-    """The bundle of another name, with what lies beside it."""
+def renamed(make: Make, name: str, named: str | None = None) -> Bundle:
+    """The bundle of another name, with what lies beside it; `named`: the name in there."""
     found = make.bundle(start())
     archive = found.files[NAME]
     assert isinstance(archive, bytes)
-    return Bundle({name: archive, f"{name}.sha256": digest(archive) + b"  " + name.encode() + b"\n"}, found.tree, name)
+    line = digest(archive) + b"  " + (named or name).encode() + b"\n"
+    return Bundle({name: archive, f"{name}.sha256": line}, found.tree, name)
 
 
 LACKS, OTHER = "lacks files", "not what its manifest says"
@@ -114,6 +115,8 @@ OUTERS = [
          lambda m: outer(m, lambda d: (b"1" if d[:1] == b"0" else b"0") + d[1:] + b"  b.tar.gz\n")),
     case("outer-ending", "a name that says another format", "issue", ("'b.tar.bz2'", ".tar.gz"),
          lambda m: renamed(m, m.pick("b.tar.bz2", "b.tgz"))),
+    case("outer-normal-form", "the other Unicode form of the bundle's name", "BagIt: filename-normalization",
+         ("line 1", "it names"), lambda m: renamed(m, "caf\u00e9.tar.gz", m.pick("cafe\u0301.tar.gz", "caf\u00e9.tar.gz"))),
     case("outer-bundle-fifo", "the bundle is a FIFO", "CWE-706", ("'b.tar.gz'", "regular file"),
          lambda m: beheaded(m, "fifo")),
     case("outer-bundle-folder", "the bundle is a folder", "CWE-706", ("'b.tar.gz'", "regular file"),
