@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import json
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -155,7 +156,11 @@ ACTIONS: Mapping[str, Callable[[argparse.Namespace, Layout], Answer]] = {
 
 
 @contextlib.contextmanager
-def _progress(what: str) -> Iterator[Progress]:
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A line on a terminal; elsewhere the last line alone counts."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
     progress = Progress(what)
     try:
         yield progress
