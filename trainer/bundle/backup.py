@@ -217,7 +217,9 @@ def _described(used: Path, copy: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> Saved | None:
-    """A backup by its folder; None for one whose record is not of here, OSError when the disk refuses to read it."""
+    """A backup by its folder; None for one that was not made here, OSError when the disk refuses to read it."""
+    if any(part.is_symlink() for part in (path, path / RECORD, path / TREE)):
+        return None
     try:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
