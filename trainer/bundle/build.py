@@ -84,10 +84,10 @@ def build(
     """Write the bundle `output` and the three files beside it. `selection`: the whitelist, None for that in the source.
 
     `make_folder`: whether the folder of the output may be missing. A `{source_id}` in the name of the output becomes
-    the id that the tree has after an apply. Returns {"changed" (False: the same files lay there), "bundle", "source_id",
-    "files", "bytes", "packed_bytes", "commit", "made_at", "left_out", "lines"}. InputError when the source is not to be
-    packed, all findings at once, or changes meanwhile; HostUnfit when the disk refuses. Whatever happens, the files
-    under the names of the output are those of one bundle, or lack its checksum.
+    the id that the tree has after an apply. Returns {"changed" (False: the same files lay there), "bundle",
+    "source_id", "files", "bytes", "packed_bytes", "commit", "made_at", "left_out", "lines"}. InputError when the source
+    is not to be packed, all findings at once, or changes meanwhile; HostUnfit when the disk refuses. Whatever happens,
+    the files under the names of the output are those of one bundle, or lack its checksum.
     """
     source, output = _resolved(source), Path(os.path.abspath(output))
     chosen = whitelist.load(selection or source / whitelist.NAME)

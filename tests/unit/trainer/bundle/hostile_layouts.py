@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tests.unit.trainer.bundle.hostile_case import BESIDE, INSIDE, NAME, OLD, OUTER, Bundle, Link, Make, start
+from tests.unit.trainer.bundle.hostile_listing import renamed
 from tests.unit.trainer.bundle.hostile_tar import BLOCK, GNU, Tar, base256, digest, gzipped, octal, record
 
 
@@ -106,6 +107,8 @@ LAYOUTS = [
     Layout("outer-binary", "the outer line in binary mode", "sha256sum -b", lambda m: outer(m, b"@ *b.tar.gz\n")),
     Layout("outer-dot", "the outer name with `./`", "sha256sum", lambda m: outer(m, b"@  ./b.tar.gz\n")),
     Layout("outer-capitals", "the outer digest in capitals", "certutil", lambda m: outer(m, b"^  b.tar.gz\n")),
+    Layout("outer-language", "a bundle's name beyond ASCII, with a space", "a user's folder",
+           lambda m: renamed(m, "数据 1.tar.gz")),
     Layout("outer-links", "links to the files", "a user's folder", linked),
     Layout("manifest-capitals", "digests in capitals", "certutil", lambda m: m.bundle(
         start(), listing=digest(b"harmless\n").upper() + b"  a.txt\n")),
