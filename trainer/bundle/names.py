@@ -45,23 +45,26 @@ _KINDS = (
 _PLAIN = re.compile(r"[ -&(-\[\]-~]*")  # what a message can hold as it is, between quotes
 
 
-def shown(raw: bytes | str) -> str:
-    """A name for a message, in quotes: at most 120 characters, all of which leave the cursor where it is."""
+def shown(raw: bytes | str, marks: bool = True) -> str:
+    """A name for a message, in quotes: at most 120 characters, all of which leave the cursor where it is.
+
+    `marks`: combining marks as they are; without, they are escaped, so that Unicode forms look different.
+    """
     text = raw.decode("utf-8", "surrogateescape") if isinstance(raw, bytes) else raw
     if len(text) > SHOWN:  # escapes are cut below
         text = f"{text[: SHOWN - 40]}…{text[-35:]}"
     if not _PLAIN.fullmatch(text):
-        text = "".join(map(_escaped, text))
+        text = "".join(_escaped(char, marks) for char in text)
     if len(text) > SHOWN - 2:
         text = f"{text[: SHOWN - 40]}…{text[-35:]}"
     return f"'{text}'"
 
 
-def _escaped(char: str) -> str:
+def _escaped(char: str, marks: bool) -> str:
     """A character of a message: itself where every Python knows that it is seen, else what it is written as."""
     if char in "'\\":
         return "\\" + char
-    if char == " " or (unicode_3_2.category(char)[0] not in "CZ" and not _REFUSED.match(char)):
+    if char == " " or (unicode_3_2.category(char)[0] not in ("CZ" if marks else "CZM") and not _REFUSED.match(char)):
         return char
     code = ord(char)
     code = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code  # a byte that is not UTF-8
@@ -173,10 +176,8 @@ class Together:
             raise InputError(f"{where}: more than {self._most} files and folders; build a smaller bundle")
         other = self._forms.setdefault(form(name), name)
         if other != name:
-            raise InputError(
-                f"{where}: the name {shown(name)} differs from {shown(other)} in case or Unicode form only; "
-                "rename one and build the bundle again"
-            )
+            names = f"the name {shown(name, False)} differs from {shown(other, False)}"
+            raise InputError(f"{where}: {names} in case or Unicode form only; rename one and build the bundle again")
 
 
 def check_together(names: Iterable[str], where: str) -> None:

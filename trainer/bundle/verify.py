@@ -153,7 +153,10 @@ def _unpack(bundle: Bundle, stream: Reading, caps: Caps, target: Target) -> _Tre
         tree.made_at = max(tree.made_at, member.mtime)
         if member.name in (manifest.NAME, manifest.OLD_NAME):
             if member.size > caps.manifest_bytes:
-                raise InputError(f"{member.place}: {member.size} bytes, a manifest has at most {caps.manifest_bytes}")
+                raise InputError(
+                    f"{member.place}: {member.size} bytes, a manifest has at most {caps.manifest_bytes}; "
+                    "build a smaller bundle"
+                )
             kept = list(pieces)
             tree.manifests[member.name] = b"".join(kept)
             pieces = iter(kept)

@@ -83,7 +83,7 @@ def test_a_folder_may_end_with_one_slash_and_the_root_is_empty() -> None:
         (["README", "readme"], "in case or Unicode form only"),
         (["data/x", "Data/y"], "in case or Unicode form only"),
         (["straße", "STRASSE"], "in case or Unicode form only"),
-        (["é", "e\u0301"], "in case or Unicode form only"),
+        (["é", "e\u0301"], r"the name 'e\\u0301' differs from 'é' in case or Unicode form only"),
         (["Σ", "ς"], "in case or Unicode form only"),
         (["\u212b", "å"], "in case or Unicode form only"),
         (["a\u0323\u0307", "a\u0307\u0323"], "in case or Unicode form only"),
