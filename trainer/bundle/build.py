@@ -42,16 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
     """Build as the options say; `root` is the folder of the default output."""
-    output = arguments.output
-    if output is None:
-        folder = root / DEFAULT_FOLDER
-        with placing.refused_by_disk(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        output = folder / DEFAULT_NAME
+    is_default = arguments.output is None
+    output = root / DEFAULT_FOLDER / DEFAULT_NAME if is_default else arguments.output.expanduser()
+    source = arguments.source.expanduser()
     progress = Progress("packing")
     try:
         with _ended_by_signals():
-            return build(arguments.source.expanduser(), output.expanduser(), arguments.whitelist, progress)
+            return build(source, output, arguments.whitelist, progress, make_folder=is_default)
     finally:
         progress.close()
 
@@ -76,18 +73,27 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def build(source: Path, output: Path, selection: Path | None, progress: Callable[[int, int], None]) -> dict[str, Any]:
+def build(
+    source: Path,
+    output: Path,
+    selection: Path | None,
+    progress: Callable[[int, int], None],
+    *,
+    make_folder: bool = False,
+) -> dict[str, Any]:
     """Write the bundle `output` and the three files beside it. `selection`: the whitelist, None for that in the source.
 
-    A `{source_id}` in the name of the output becomes the id that the tree has after an apply. Returns {"bundle",
-    "source_id", "files", "bytes", "packed_bytes", "commit", "made_at", "left_out", "lines"}. InputError when the
-    source is not to be packed, all findings at once, or changes meanwhile; HostUnfit when the disk refuses. Whatever
-    happens, the files under the names of the output are those of one bundle, or lack its checksum.
+    `make_folder`: whether the folder of the output may be missing. A `{source_id}` in the name of the output becomes
+    the id that the tree has after an apply. Returns {"bundle", "source_id", "files", "bytes", "packed_bytes", "commit",
+    "made_at", "left_out", "lines"}. InputError when the source is not to be packed, all findings at once, or changes
+    meanwhile; HostUnfit when the disk refuses. Whatever happens, the files under the names of the output are those of
+    one bundle, or lack its checksum.
     """
     source, output = _resolved(source), Path(os.path.abspath(output))
     chosen = whitelist.load(selection or source / whitelist.NAME)
     checked(os.fsencode(output.name), "the output")
-    placing.check_places(output)
+    if not make_folder or output.parent.exists():
+        placing.check_places(output)
     is_output = _recognised(source, output)
     looked_at = time.time()
     found = tree.look(source, chosen, is_output, Caps())

@@ -52,6 +52,7 @@ def refused_by_disk(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def making(folder: Path) -> Iterator[Path]:
     """A folder of this build beside the output, removed at the end; what killed builds left there goes first."""
+    folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
     path, descriptor = _held_folder(folder)
     try:

@@ -365,7 +365,9 @@ def test_the_default_name_is_that_of_the_tree(source: Path, tmp_path: Path) -> N
 )
 def test_wrong_options_are_one_sentence(words: list[str], sentence: str, source: Path, tmp_path: Path) -> None:
     known = {"tmp": str(tmp_path), "source": str(source)}
-    done = command(*(word.format(**known) for word in words))
+    root = tmp_path / "root"
+    done = command(*(word.format(**known) for word in words), env={"TRAIN_SYNC_PROJECT_ROOT": str(root)})
+    assert not root.exists()
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(sentence.format(**known)) and done.stderr.count("\n") == 1
 
