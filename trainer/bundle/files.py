@@ -32,17 +32,17 @@ class Reading:
     """One reading of an open file from its start, hashed on the way."""
 
     def __init__(self, descriptor: int, shown: str, progress: Callable[[int, int], None], before: int) -> None:
-        os.lseek(descriptor, 0, os.SEEK_SET)
         self._descriptor, self._shown, self._progress = descriptor, shown, progress
         self._sha256 = hashlib.sha256()
         self._state = self._look()
-        self._done, self._total = before * self._state[0], 2 * self._state[0]
+        self._at, self._before, self._total = 0, before * self._state[0], 2 * self._state[0]
 
     def read(self, size: int) -> bytes:
-        piece = _read(self._descriptor, size, self._shown)
+        """Up to `size` bytes, none at the end."""
+        piece = _read(self._descriptor, size, self._at, self._shown)
         self._sha256.update(piece)
-        self._done += len(piece)
-        self._progress(self._done, self._total)
+        self._at += len(piece)
+        self._progress(self._before + self._at, self._total)
         return piece
 
     def is_unchanged(self) -> bool:
@@ -54,6 +54,7 @@ class Reading:
         return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     def hexdigest(self) -> str:
+        """The sha256 of what was read so far."""
         return self._sha256.hexdigest()
 
 
@@ -79,9 +80,9 @@ def opened(path: Path, shown: str) -> Iterator[int]:
             os.close(descriptor)
 
 
-def _read(descriptor: int, size: int, shown: str) -> bytes:
+def _read(descriptor: int, size: int, at: int, shown: str) -> bytes:
     try:
-        return os.read(descriptor, size)
+        return os.pread(descriptor, size, at)
     except OSError as problem:
         raise HostUnfit(f"{shown} cannot be read ({problem.strerror}); look at the disk it lies on") from None
 
@@ -91,15 +92,13 @@ def beside(path: Path, most_bytes: int) -> bytes | None:
     if not os.path.lexists(path):
         return None
     shown = names.shown(os.fsencode(path.name))
+    found = b""
     with opened(path, shown) as descriptor:
-        parts: list[bytes] = []
-        left = most_bytes + 1
-        while left:
-            part = _read(descriptor, min(left, READ_BYTES), shown)
-            if not part:
-                return b"".join(parts)
-            parts.append(part)
-            left -= len(part)
+        while len(found) <= most_bytes:
+            piece = _read(descriptor, READ_BYTES, len(found), shown)
+            if not piece:
+                return found
+            found += piece
     raise InputError(f"{shown} has more than {most_bytes} bytes, so it is no listing; bring the one of the bundle")
 
 

@@ -49,13 +49,14 @@ def parse(data: bytes, shown: str, own: str = NAME) -> Manifest:
 
 def parse_outer(data: bytes, shown: str, name: str) -> str:
     """The sha256 in `<bundle>.tar.gz.sha256`, which has one line and names the bundle `name` and nothing else."""
-    lines = _lines(data, shown)
+    again = _outer_remedy(name)
+    lines = _lines(data, shown, again)
     if len(lines) != 1:
-        raise InputError(f"{shown}: {len(lines)} lines, where one is expected; {_outer_remedy(name)}")
+        raise InputError(f"{shown}: {len(lines)} lines, where one is expected; {again}")
     where = f"{shown} line 1"
-    digest, raw = _split(lines[0], where)
+    digest, raw = _split(lines[0], where, again)
     if len(digest) != 64:
-        raise InputError(f"{where}: {len(digest)} hex digits, where sha256 has 64; {_outer_remedy(name)}")
+        raise InputError(f"{where}: {len(digest)} hex digits, where sha256 has 64; {again}")
     if raw not in (name.encode("utf-8", "surrogateescape"), b"./" + name.encode("utf-8", "surrogateescape")):
         raise InputError(
             f"{where}: it names {names.shown(raw)}, not {names.shown(name)}; bring the file that came with the bundle"
@@ -73,12 +74,12 @@ def _outer_remedy(name: str) -> str:
     return f"make it again with `sha256sum`, in the folder of {names.shown(name)}, from a bundle that you trust"
 
 
-def _lines(data: bytes, shown: str) -> list[bytes]:
+def _lines(data: bytes, shown: str, again: str = AGAIN) -> list[bytes]:
     """The lines of a listing; InputError for an empty one and for one that is cut."""
     if not data:
-        raise InputError(f"{shown}: the file is empty; {AGAIN}")
+        raise InputError(f"{shown}: the file is empty; {again}")
     if data.startswith(b"\xef\xbb\xbf"):
-        raise InputError(f"{shown} line 1: it begins with a byte order mark; {AGAIN}")
+        raise InputError(f"{shown} line 1: it begins with a byte order mark; {again}")
     *lines, last = data.split(b"\n")
     if last:
         raise InputError(
@@ -87,11 +88,11 @@ def _lines(data: bytes, shown: str) -> list[bytes]:
     return lines
 
 
-def _split(line: bytes, where: str) -> tuple[str, bytes]:
+def _split(line: bytes, where: str, again: str = AGAIN) -> tuple[str, bytes]:
     """(hex digits, name) of a line."""
     match = _LINE.fullmatch(line)
     if match is None or line.endswith(b"\r"):
-        raise InputError(f"{where}: {_wrong(line)}; {AGAIN}")
+        raise InputError(f"{where}: {_wrong(line)}; {again}")
     return match[1].decode(), match[2]
 
 

@@ -16,6 +16,7 @@ from trainer.errors import InputError
 COMPONENT_BYTES = 255
 NAME_BYTES = 1000
 DEPTH = 32
+TOGETHER = 400_000  # names and their folders, which all are held in memory
 SHOWN = 120
 AGAIN = "rename the file and build the bundle again"
 
@@ -34,30 +35,36 @@ def _class(*ranges: Iterable[tuple[int, int]]) -> str:
     return "".join(f"\\U{first:08x}-\\U{last:08x}" for part in ranges for first, last in part)
 
 
-_REFUSED = re.compile(
-    rf"(?P<control>[\x00-\x1f\x7f-\x9f])|(?P<invisible>[{_class(_INVISIBLE)}])|(?P<none>[{_class(_NO_CHARACTERS)}])"
+_CONTROL = r"\x00-\x1f\x7f-\x9f"
+_REFUSED = re.compile(f"[{_CONTROL}{_class(_INVISIBLE, _NO_CHARACTERS)}]")
+_KINDS = (
+    (re.compile(f"[{_CONTROL}]"), "the control character"),
+    (re.compile(f"[{_class(_INVISIBLE)}]"), "the invisible character"),
+    (re.compile(f"[{_class(_NO_CHARACTERS)}]"), "the non-character"),
 )
 _PLAIN = re.compile(r"[ -&(-\[\]-~]*")  # what a message can hold as it is, between quotes
-_KIND = {"control": "the control character", "invisible": "the invisible character", "none": "the non-character"}
 
 
-def shown(raw: bytes | str) -> str:
-    """A name for a message, in quotes: at most 120 characters, all of which leave the cursor where it is."""
+def shown(raw: bytes | str, marks: bool = True) -> str:
+    """A name for a message, in quotes: at most 120 characters, all of which leave the cursor where it is.
+
+    `marks`: combining marks as they are; without, they are escaped, so that Unicode forms look different.
+    """
     text = raw.decode("utf-8", "surrogateescape") if isinstance(raw, bytes) else raw
     if len(text) > SHOWN:  # escapes are cut below
         text = f"{text[: SHOWN - 40]}…{text[-35:]}"
     if not _PLAIN.fullmatch(text):
-        text = "".join(map(_escaped, text))
+        text = "".join(_escaped(char, marks) for char in text)
     if len(text) > SHOWN - 2:
         text = f"{text[: SHOWN - 40]}…{text[-35:]}"
     return f"'{text}'"
 
 
-def _escaped(char: str) -> str:
+def _escaped(char: str, marks: bool) -> str:
     """A character of a message: itself where every Python knows that it is seen, else what it is written as."""
     if char in "'\\":
         return "\\" + char
-    if char == " " or (unicode_3_2.category(char)[0] not in "CZ" and not _REFUSED.match(char)):
+    if char == " " or (unicode_3_2.category(char)[0] not in ("CZ" if marks else "CZM") and not _REFUSED.match(char)):
         return char
     code = ord(char)
     code = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code  # a byte that is not UTF-8
@@ -88,7 +95,8 @@ def _wrong(name: str, raw: bytes) -> str:
     """What keeps a bundle from carrying a name, "" when nothing does."""
     refused = _REFUSED.search(name)
     if refused:
-        return f"has {_KIND[str(refused.lastgroup)]} U+{ord(refused[0]):04X}"
+        kind = next(words for found, words in _KINDS if found.match(refused[0]))
+        return f"has {kind} U+{ord(refused[0]):04X}"
     if "\\" in name:
         return "has a backslash"
     if not name:
@@ -140,7 +148,8 @@ def _decomposed(name: str) -> str:
 class Together:
     """Names as they come in, which must be able to lie beside each other on any file system."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = TOGETHER) -> None:
+        self._most = most
         self._kinds: dict[str, str] = {"": "folder"}  # of the names that came and of the folders they lie in
         self._came: dict[str, str] = {}  # the names that came themselves
         self._forms: dict[str, str] = {}
@@ -163,12 +172,12 @@ class Together:
                 f"{where}: the name {shown(cause)} makes {shown(name)} a file and a folder at once; "
                 "rename one and build the bundle again"
             )
+        if len(self._kinds) > self._most + 1:
+            raise InputError(f"{where}: more than {self._most} files and folders; build a smaller bundle")
         other = self._forms.setdefault(form(name), name)
         if other != name:
-            raise InputError(
-                f"{where}: the name {shown(name)} differs from {shown(other)} in case or Unicode form only; "
-                "rename one and build the bundle again"
-            )
+            names = f"the name {shown(name, False)} differs from {shown(other, False)}"
+            raise InputError(f"{where}: {names} in case or Unicode form only; rename one and build the bundle again")
 
 
 def check_together(names: Iterable[str], where: str) -> None:

@@ -19,8 +19,8 @@ COMMIT = re.compile(rb"[0-9a-f]{40}")
 
 
 class Caps(NamedTuple):
-    """The most that an archive may hold: members, bytes in all, bytes of one pax header or long name, bytes of a
-    manifest."""
+    """The most that an archive may hold: files and folders, also those that are no members, bytes in all, bytes of one
+    pax header or long name, bytes of a manifest."""
 
     files: int = 200_000
     bytes: int = 64 << 30
@@ -51,7 +51,7 @@ class Archive:
     def __init__(self, stream: Readable, caps: Caps = Caps(), shown: str = "the archive") -> None:  # noqa: B008
         self._caps, self._shown = caps, shown
         self._unpacked = Unpacked(stream, shown)
-        self._together = names.Together()
+        self._together = names.Together(caps.files)
         self._headers = self._members = self._left = self._bytes = 0
         self._place = shown
         self.commit = ""  # 40 hex digits, when the archive begins with the commit it was made from
@@ -152,8 +152,6 @@ class Archive:
             self._refuse(f"a folder of {size} bytes; {header.AGAIN}")
         self._members += 1
         self.unpacked_bytes += size
-        if self._members > self._caps.files:
-            self._refuse(f"more than {self._caps.files} files and folders; build a smaller bundle")
         self._counted(size)
         self._together.add(checked, self._place, folder=is_folder)
         return Member(checked, is_folder, bool(found.mode & 0o100), size, found.mtime, self._place)

@@ -89,38 +89,27 @@ def check(
     wrong with the bundle, HostUnfit when it cannot be read.
     """
     bundle = Bundle(path)
-    with opened(path, bundle.shown) as descriptor:
-        lines: list[str] = []
+    lines: list[str] = []
+    with opened(path, bundle.shown) as file:
+        first = Reading(file, bundle.shown, progress, 0)
         expected = _outer(bundle, without_sha256, lines)
-        first = Reading(descriptor, bundle.shown, progress, 0)
         while first.read(READ_BYTES):
             pass
-        if expected not in ("", first.hexdigest()):
+        sha256 = first.hexdigest()
+        if expected not in ("", sha256):
             raise InputError(
-                f"the sha256 of {bundle.shown} is {first.hexdigest()}, its {names.shown(bundle.outer.name)} says "
-                f"{expected}; copy both again"
+                f"the sha256 of {bundle.shown} is {sha256}, its {names.shown(bundle.outer.name)} says {expected}; "
+                "copy both again"
             )
-        second = Reading(descriptor, bundle.shown, progress, 1)
-        try:
-            tree = _unpack(bundle, second, caps, target)
-        except InputError:
-            if not first.is_unchanged():
-                raise _changed(bundle) from None
-            raise
-        if first.hexdigest() != second.hexdigest():
-            raise _changed(bundle)
+        tree = _read_again(bundle, first, Reading(file, bundle.shown, progress, 1), caps, target)
     found, own = _manifest(bundle, tree, caps)
     if found.algorithm == "sha1":
         lines.append(f"{bundle.shown}: {SHA1}")
     entries = _compared(bundle, tree, found, own, target)
     return Verified(
-        name=bundle.name, sha256=first.hexdigest(), has_outer=bool(expected), algorithm=found.algorithm,
+        name=bundle.name, sha256=sha256, has_outer=bool(expected), algorithm=found.algorithm,
         entries=entries, made_at=tree.made_at, commit=tree.commit, unpacked_bytes=tree.unpacked_bytes, lines=lines,
     )  # fmt: skip
-
-
-def _changed(bundle: Bundle) -> InputError:
-    return InputError(f"the bundle {bundle.shown} changed while it was read; run it again when it is complete")
 
 
 class _Tree:
@@ -164,12 +153,29 @@ def _unpack(bundle: Bundle, stream: Reading, caps: Caps, target: Target) -> _Tre
         tree.made_at = max(tree.made_at, member.mtime)
         if member.name in (manifest.NAME, manifest.OLD_NAME):
             if member.size > caps.manifest_bytes:
-                raise InputError(f"{member.place}: {member.size} bytes, a manifest has at most {caps.manifest_bytes}")
+                raise InputError(
+                    f"{member.place}: {member.size} bytes, a manifest has at most {caps.manifest_bytes}; "
+                    "build a smaller bundle"
+                )
             kept = list(pieces)
             tree.manifests[member.name] = b"".join(kept)
             pieces = iter(kept)
         target.file(member, pieces)
     tree.commit, tree.unpacked_bytes = archive.commit, archive.unpacked_bytes
+    return tree
+
+
+def _read_again(bundle: Bundle, first: Reading, second: Reading, caps: Caps, target: Target) -> _Tree:
+    """Unpack what the second reading brings, and hold it against the first one."""
+    changed = InputError(f"the bundle {bundle.shown} changed while it was read; run it again when it is complete")
+    try:
+        tree = _unpack(bundle, second, caps, target)
+    except InputError:
+        if first.is_unchanged():
+            raise
+        raise changed from None
+    if first.hexdigest() != second.hexdigest():
+        raise changed
     return tree
 
 

@@ -83,7 +83,7 @@ def test_a_folder_may_end_with_one_slash_and_the_root_is_empty() -> None:
         (["README", "readme"], "in case or Unicode form only"),
         (["data/x", "Data/y"], "in case or Unicode form only"),
         (["straße", "STRASSE"], "in case or Unicode form only"),
-        (["é", "e\u0301"], "in case or Unicode form only"),
+        (["é", "e\u0301"], r"the name 'e\\u0301' differs from 'é' in case or Unicode form only"),
         (["Σ", "ς"], "in case or Unicode form only"),
         (["\u212b", "å"], "in case or Unicode form only"),
         (["a\u0323\u0307", "a\u0307\u0323"], "in case or Unicode form only"),
@@ -107,6 +107,14 @@ def test_a_folder_may_come_before_and_behind_its_files() -> None:
         together.add("c", "6", folder=True)
     with pytest.raises(InputError, match="7: the name 'a/b/c' makes 'a/b' a file and a folder at once"):
         together.add("a/b/c", "7")
+
+
+def test_folders_count_too() -> None:
+    together = names.Together(4)
+    together.add("a/b", "1")
+    together.add("c/d", "2")
+    with pytest.raises(InputError, match="3: more than 4 files and folders"):
+        together.add("c/e", "3")
 
 
 def test_characters_that_unicode_3_2_does_not_know_differ_by_themselves() -> None:

@@ -190,6 +190,10 @@ def test_caps_are_met_before_a_byte_is_read() -> None:
     assert len(names(two, Caps(files=2, bytes=10))) == 2
     with pytest.raises(InputError, match="member 2 .*more than 1 files"):
         names(two, Caps(files=1))
+    folders = member(b"a/b/c") + member(b"a/b", kind=b"5") + END  # a, a/b and a/b/c
+    assert len(names(folders, Caps(files=3))) == 2
+    with pytest.raises(InputError, match="member 1 .*more than 2 files and folders"):
+        names(folders, Caps(files=2))
     with pytest.raises(InputError, match="member 2 .*with its 5 bytes it is more than 9 in all"):
         names(two, Caps(bytes=9))
     with pytest.raises(InputError, match="member 1 .*with its 8589934591 bytes"):
