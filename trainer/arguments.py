@@ -34,8 +34,13 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; {usage}")
 
     def _nearest_option(self, option: str) -> str:
-        options = set(self._option_string_actions)
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                options.update(name for parser in action.choices.values() for name in parser._option_string_actions)
-        return suggestion(option, sorted(options)).rstrip("?")  # a pointer to the help follows
+        return suggestion(option, sorted(_options(self))).rstrip("?")  # a pointer to the help follows
+
+
+def _options(parser: argparse.ArgumentParser) -> set[str]:
+    """The options of a parser and of the commands below it."""
+    options = set(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            options.update(name for below in action.choices.values() for name in _options(below))
+    return options

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import configparser
+import fnmatch
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import readme
+import tomllib
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("trainer", "trainer/bundle")
 # `__init__` and `__main__` hold nothing to test.
-MODULES = sorted(p.stem for p in (ROOT / "trainer").glob("*.py") if not p.stem.startswith("__"))
+MODULES = sorted(p for package in PACKAGES for p in (ROOT / package).glob("*.py") if not p.stem.startswith("__"))
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir())
 REQUIREMENTS = ("controller.txt", "trainer.txt", "dev.txt")
 PINNED = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^\s;#]+)(?P<rest>.*)")
@@ -31,9 +36,14 @@ def requirement_lines(name: str) -> list[str]:
     return [row for row in rows if row.strip() and not row.startswith(("#", "-r "))]
 
 
-@pytest.mark.parametrize("module", MODULES)
+def test_every_package_of_the_trainer_is_known_here() -> None:
+    assert {p.parent.relative_to(ROOT).as_posix() for p in (ROOT / "trainer").rglob("*.py")} == set(PACKAGES)
+
+
+@pytest.mark.parametrize("module", [path.relative_to(ROOT).as_posix() for path in MODULES])
 def test_every_module_of_the_trainer_has_its_test_file(module: str) -> None:
-    assert (ROOT / "tests" / "unit" / "trainer" / f"test_{module}.py").is_file()
+    folder, _, name = module.rpartition("/")
+    assert (ROOT / "tests" / "unit" / folder / f"test_{name}").is_file()
 
 
 @pytest.mark.parametrize("folder", ["filter_plugins", "callback_plugins"])
@@ -42,10 +52,36 @@ def test_every_plugin_has_its_test_file(folder: str) -> None:
         assert (ROOT / "tests" / "unit" / folder / f"test_{path.name}").is_file(), path.name
 
 
-def test_every_test_file_of_the_trainer_has_its_module() -> None:
-    names = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "unit" / "trainer").glob("test_*.py")}
-    stray = [name for name in names if not any(name == m or name.startswith(f"{m}_") for m in MODULES)]
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_test_file_of_the_trainer_has_its_module(package: str) -> None:
+    modules = [path.stem for path in MODULES if path.parent == ROOT / package]
+    names = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "unit" / package).glob("test_*.py")}
+    stray = [name for name in names if not any(name == m or name.startswith(f"{m}_") for m in modules)]
     assert stray == [], "a test whose module is gone"
+
+
+def test_what_a_bundle_carries_is_what_its_program_imports() -> None:
+    from trainer.bundle import application
+
+    carried = set(application.modules())
+    own = {f"trainer.bundle.{path.stem}" for path in MODULES if path.parent.name == "bundle"}
+    assert own & carried == own - application.CONTROLLER_ONLY and own >= application.CONTROLLER_ONLY
+    code = (
+        "import sys, trainer.arguments, trainer.bundle.command\nprint(*(n for n in sys.modules if n[:7] == 'trainer'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert carried >= set(done.stdout.split())
+
+
+def test_what_a_bundle_carries_is_held_to_the_oldest_python() -> None:
+    from trainer.bundle import application
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = project["tool"]["ruff"]["per-file-target-version"]
+    carried = {path.relative_to(ROOT).as_posix() for path in application.modules().values()}
+    assert set(listed.values()) == {"py38"}
+    assert [path for path in sorted(carried) if not any(fnmatch.fnmatch(path, glob) for glob in listed)] == []
+    assert [glob for glob in listed if not fnmatch.filter(carried, glob)] == [], "not carried any more"
 
 
 @pytest.mark.parametrize("name", REQUIREMENTS)

@@ -97,8 +97,8 @@ def build(source: Path, output: Path, selection: Path | None, progress: Callable
     with placing.refused_by_disk(output.parent), placing.making(output.parent) as made:
         with (made / "archive").open("wb") as stream:
             packed = packing.pack(source, found.files, origin, stream, progress)
-        reading.check_fresh(source, found.files, packed.digests, looked_at)
         _check_unchanged(found, tree.look(source, chosen, is_output, Caps()))
+        reading.check_fresh(source, found.files, packed.digests, looked_at)
         source_id = content.source_id(packed.entries)
         output = output.with_name(output.name.replace("{source_id}", source_id))
         _write_others(made, output, packed)

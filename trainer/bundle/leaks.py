@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 WINDOW = 256  # longer than what tells any of them
+LEAST_BYTES = 64 << 10  # looked at before the end of a file: a small one is looked at once
 _LETTERS = rb"[A-Za-z0-9]"
 
 
@@ -48,7 +49,7 @@ class Scanner:
         """Look at the next piece."""
         window = self._kept + piece if self._kept else piece
         end = len(window) - WINDOW
-        if end <= self._place:  # a small file is looked at once, at its end
+        if end <= self._place or len(window) < LEAST_BYTES:
             self._kept = window
             return
         self._search(window, end)

@@ -35,12 +35,12 @@ def pack(source: Path, files: dict[str, Stamp], origin: Provenance, stream: Bina
     total, done = sum(stamp.size_bytes for stamp in files.values()), 0
     digests: dict[str, str] = {}
     with GzipWriter(hashing) as packed:
-        tar = _Tar(packed)
+        tar, waiting = _Tar(packed), b""
         if origin.commit:
             tar.write(tarball.commit_header(origin.commit, origin.made_at))
         for name, stamp in files.items():
             digest, scanner = hashlib.sha256(), Scanner()
-            waiting = tarball.header(name, stamp.size_bytes, stamp.executable, origin.made_at)
+            waiting += tarball.header(name, stamp.size_bytes, stamp.executable, origin.made_at)
             for piece in reading.pieces(source, name, stamp):
                 digest.update(piece)
                 scanner.feed(piece)
@@ -48,12 +48,12 @@ def pack(source: Path, files: dict[str, Stamp], origin: Provenance, stream: Bina
                 waiting = b""
                 done += len(piece)
                 progress(done, total)
-            tar.write(waiting + tarball.padding(stamp.size_bytes))
+            waiting += tarball.padding(stamp.size_bytes)
             digests[name] = digest.hexdigest()
             leaks += [(name, line, what) for line, what in scanner.close()]
         _raise_leaks(leaks)
         listing = manifest.render(digests)
-        tar.write(tarball.header(manifest.NAME, len(listing), False, origin.made_at))
+        tar.write(waiting + tarball.header(manifest.NAME, len(listing), False, origin.made_at))
         tar.write(listing + tarball.padding(len(listing)))
         tar.write(tarball.end(tar.written))
     entries = [(name, files[name].executable, digest) for name, digest in digests.items()]

@@ -134,8 +134,8 @@ def removed(folder: Path) -> bool:
 class Staging(Target):
     """Where a bundle is unpacked (a Target): made at the first member, gone at the end unless it was moved away.
 
-    `parent`: the folder that holds it, on the file system of the releases, which are `wanted` as well. What is created: regular files of mode
-    0644 or 0755 and folders of mode 0755, ours, whatever the umask and the archive say.
+    `parent`: the folder that holds it, on the file system of the releases; `wanted`: these, to be made with it. What is
+    created: regular files of mode 0644 or 0755 and folders of mode 0755, ours, whatever the umask and the archive say.
     """
 
     def __init__(self, parent: Path, wanted: Path | None = None) -> None:

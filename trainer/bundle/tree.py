@@ -79,7 +79,7 @@ class _Walk:
         self.files: dict[str, Stamp] = {}
         self.left_out: dict[str, str] = {}
         self.findings: list[str] = []
-        self._used: set[Entry] = set()
+        self._used: set[int] = set()  # lines of the whitelist
 
     def run(self) -> None:
         included = [entry for entry in self.whitelist.included if not self._names_what_is_never_packed(entry)]
@@ -100,7 +100,7 @@ class _Walk:
     def _names_what_is_never_packed(self, entry: Entry) -> bool:
         kind = exclusions.kind_of_path(entry.literal.split("/")) if entry.literal else ""
         if kind:
-            self._used.add(entry)
+            self._used.add(entry.line)
             self.findings.append(
                 f"{self.whitelist.shown}, line {entry.line}: {entry.text!r} is {kind}, which is never in a bundle; "
                 "take the line out"
@@ -118,7 +118,7 @@ class _Walk:
             return None
         is_folder, is_link = item.is_dir(follow_symlinks=False), item.is_symlink()
         if out := _matched(leaving_now, leaving, is_folder):
-            self._used.update(out)
+            self._used.update(entry.line for entry in out)
             return None
         # A folder counts as named when a part of an entry led there, and not only the ** before it.
         met = [e for e, states in before if e.reached(states, component)] if is_folder or is_link else []
@@ -126,12 +126,12 @@ class _Walk:
         if kind := exclusions.kind(component, is_folder=is_folder or is_link, at_top=not folder):
             if met:
                 self.left_out[name + "/" * is_folder] = kind
-            self._used.update(met)
+            self._used.update(entry.line for entry in met)
             return None
         if is_folder:
             return name + "/", active, leaving_now
         if met:
-            self._used.update(met)
+            self._used.update(entry.line for entry in met)
             self._note(name, item.stat(follow_symlinks=False))
         return None
 
@@ -152,7 +152,7 @@ class _Walk:
         """A sentence for each entry that matched nothing. A glob that leaves nothing out is a precaution."""
         found = []
         for entry in (*self.whitelist.included, *self.whitelist.left_out):
-            if entry in self._used or (entry.leaves_out and (not entry.literal or self._exists(entry))):
+            if entry.line in self._used or (entry.leaves_out and (not entry.literal or self._exists(entry))):
                 continue
             hint = self._nearest(entry) or "; correct the line or take it out"
             found.append(f"{self.whitelist.shown}, line {entry.line}: {entry.text!r} matches nothing{hint}")

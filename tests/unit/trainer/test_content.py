@@ -113,3 +113,13 @@ def test_a_release_of_another_id_or_without_a_record_is_refused(release: tuple[P
         content.check_release(tree, expected)
     (tree / content.RECORD).write_text(text)
     content.check_release(tree, expected)
+
+
+def test_what_lies_behind_a_link_is_neither_listed_nor_looked_at(release: tuple[Path, str], tmp_path: Path) -> None:
+    tree, source_id = release
+    content.check_release(tree, source_id)
+    (tree / "trainer").rename(tmp_path / "elsewhere")
+    (tree / "trainer").symlink_to(tmp_path / "elsewhere")
+    assert "trainer" in content.walked_files(tree) and "trainer/a.py" not in content.walked_files(tree)
+    with pytest.raises(InputError, match=f"is not the source {source_id} any more"):
+        content.check_release(tree, source_id)

@@ -215,3 +215,90 @@ def test_a_run_that_is_killed_at_any_call_is_completed_by_the_next(
         if ended:
             return
     raise AssertionError("no run came to its end")
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+def test_a_lock_that_is_no_plain_file_is_refused(host: Host, tmp_path: Path, kind: str) -> None:
+    host.publish("1")
+    lock, outside = host.releases / ".lock", tmp_path / "outside"
+    outside.write_text("theirs")
+    lock.unlink()
+    {"link": lambda: lock.symlink_to(outside), "fifo": lambda: os.mkfifo(lock), "folder": lock.mkdir}[kind]()
+    with pytest.raises(InputError, match="lock is no plain file, .*; move it away"):
+        host.publish("2")
+    assert host.text() == "1" and outside.read_text() == "theirs"
+    lock.rename(tmp_path / "away")
+    shutil.rmtree(host.releases / ".incoming-test")
+    host.publish("2")
+
+
+def test_a_release_that_is_a_link_is_not_looked_into(host: Host, tmp_path: Path) -> None:
+    first = host.publish("1")
+    (host.releases / first).rename(tmp_path / first)
+    (host.releases / first).symlink_to(tmp_path / first)
+    assert host.publish("1") == first
+    assert not (host.releases / first).is_symlink() and len(host.lines) == 1, "what was there is kept beside"
+
+
+@pytest.mark.parametrize("system", [True, False])
+def test_an_edited_release_that_is_in_use_is_exchanged(
+    host: Host, monkeypatch: pytest.MonkeyPatch, system: bool
+) -> None:
+    """On a system without the calls that Python does not have it is done all the same."""
+    if not system:
+        monkeypatch.setattr(release, "_is_done_by_system", lambda *_: False)
+    first = host.publish("1")
+    (host.releases / first / "trainer" / "a.py").write_text("edited")
+    host.publish("1")
+    (kept,) = host.names() - {first}
+    assert host.text() == "1" and (host.releases / kept / "trainer" / "a.py").read_text() == "edited"
+
+
+def test_a_call_that_the_system_does_not_have_or_allow_is_told_from_one_that_failed(tmp_path: Path) -> None:
+    assert release._is_done_by_system("no_such_function") is False
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        release._is_done_by_system("syncfs", -1)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(FileNotFoundError):
+        release._exchange(tmp_path / "a", tmp_path / "nowhere")
+
+
+def test_a_switch_that_fails_leaves_no_release_that_nobody_uses(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = host.publish("1")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(HostUnfit):
+        patched.setattr(os, "symlink", full)
+        host.publish("2")
+    assert host.text() == "1" and host.names() == {first}
+    host.publish("2")
+    with monkeypatch.context() as patched, pytest.raises(HostUnfit):
+        patched.setattr(os, "symlink", full)
+        host.publish("1")
+    assert host.text() == "2" and first in host.names(), "one that was there before stays"
+
+
+def test_a_release_that_cannot_be_removed_is_no_failure(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = host.publish("0")
+    for number in range(1, release.KEPT):
+        host.publish(str(number))
+
+    def refused(path: Path) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(release, "remove", refused)
+        last = host.publish("9")
+    assert host.text() == "9" and host.lines == [
+        f"{host.releases / first} is kept: it cannot be removed (Operation not permitted)"
+    ]
+    assert host.publish("9") == last and first not in host.names() and host.lines == []
+
+
+def test_what_a_killed_one_left_in_a_release_goes(host: Host) -> None:
+    first = host.publish("1")
+    (host.releases / first / f".{content.RECORD}.123.tmp").write_text("half")
+    host.publish("1")
+    assert content.verify(host.releases / first, first)

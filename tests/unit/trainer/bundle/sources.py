@@ -14,11 +14,8 @@ from trainer.bundle import whitelist
 from trainer.bundle.build import build
 
 TEXTS = {
-    "trainer/a.py": "a = 1\n",
-    "trainer/sub/b.py": "b = 2\n",
-    "data/rows.jsonl": '{"id": 1}\n',
-    "README.md": "# x\n",
-}
+    "README.md": "# x\n", "data/rows.jsonl": '{"id": 1}\n', "trainer/a.py": "a = 1\n", "trainer/sub/b.py": "b = 2\n",
+}  # fmt: skip
 WHITELIST = "trainer/\ndata/\nREADME.md\n"
 
 
@@ -28,13 +25,6 @@ def make(root: Path, texts: Mapping[str, str | bytes] = TEXTS, entries: str = WH
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return root
-
-
-def settle(root: Path) -> Path:
-    """As if nobody had written there for a while: what was written just now is read twice."""
-    for path in root.rglob("*"):
-        os.utime(path, (1_000_000_000, 1_000_000_000))
     return root
 
 

@@ -121,7 +121,7 @@ def test_the_old_layout_applies(host: Host) -> None:
                 info.size, info.mtime, info.uid = len(text.encode()), small.MADE_AT, 1234
                 info.mode = 0o775 if name.endswith(".sh") else 0o664
                 tar.addfile(info, io.BytesIO(text.encode()))
-        bundle = small.write(host.folder / f"{algorithm}.tar.gz", gzip.compress(packed.getvalue()))
+        bundle = small.write(host.folder / f"{warnings}.tar.gz", gzip.compress(packed.getvalue()))
         found = host.apply(bundle)
         assert found["changed"] and sum("sha1" in line for line in found["lines"]) == warnings
         assert {**small.OLD, "SYNC_MANIFEST.txt": listing} == host.seen()
@@ -167,7 +167,8 @@ def test_a_refused_bundle_leaves_a_fresh_host_fresh(host: Host) -> None:
     assert not host.root.exists()
     host.root.mkdir()
     with pytest.raises(InputError):
-        host.unchanged(lambda: host.apply(bad))
+        host.apply(bad)
+    assert list(host.root.iterdir()) == []
     host.apply(small.pack(host.folder, {**files, "data/later.txt": "later"}, "good.tar.gz"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from trainer.bundle import leaks
 from trainer.bundle.leaks import WINDOW, Scanner
 
 LETTERS = b"aB3dE6gH9jK2mN5pQ8rS1tU4vW7xY0zAbCdEfGhIjKlMnOpQr"
@@ -40,7 +41,11 @@ def test_a_secret_is_found_with_its_line_and_what_looks_like_it_is_not(secret: b
 
 
 @pytest.mark.parametrize(("secret", "harmless"), SAMPLES)
-def test_a_secret_across_the_border_of_two_pieces_is_found_once(secret: bytes, harmless: bytes) -> None:
+@pytest.mark.parametrize("least", [0, leaks.LEAST_BYTES])
+def test_a_secret_across_the_border_of_two_pieces_is_found_once(
+    least: int, secret: bytes, harmless: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaks, "LEAST_BYTES", least)
     before, after = b"a\n" * 500, b"\nb" * 500
     for cut in range(len(before) - 2, len(before) + len(secret) + 2):
         content = before + secret + after
@@ -50,7 +55,7 @@ def test_a_secret_across_the_border_of_two_pieces_is_found_once(secret: bytes, h
 
 def test_a_word_that_only_ends_like_a_token_is_none() -> None:
     token = b"hf_" + LETTERS[:34]
-    for place in (0, WINDOW, 3 * WINDOW):
+    for place in (0, WINDOW, 3 * WINDOW, leaks.LEAST_BYTES):
         assert scan(b"." * place + b"x" + token, b"." * WINDOW) == []
         assert len(scan(b"." * place + token, b"." * WINDOW)) == 1
 
