@@ -85,7 +85,7 @@ def write_record(root: Path, shipped: list[Entry], origin: Origin) -> None:
 def read_record(root: Path) -> dict[str, Any] | None:
     """The record of a release, None where there is none or one that does not describe what its id says."""
     try:
-        record = read_json(root / RECORD)
+        record = None if (root / RECORD).is_symlink() else read_json(root / RECORD)
         if record is None or source_id(record["entries"]) != record["source_id"]:
             return None
         record["entries"] = [(str(name), bool(mode), str(sha256)) for name, mode, sha256 in record["entries"]]

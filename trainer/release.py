@@ -19,14 +19,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from trainer import content
+from trainer import content, system
 from trainer.errors import HostUnfit, InputError, Interrupted
 from trainer.state import Layout, StateError, read_json, sync_folder
 
 KEPT = 3
 REMOVED = ".removed-"
-HAS_SYNCFS_ERRORS = (5, 8)  # the Linux whose syncfs tells of what could not be written
-RENAME_EXCHANGE, AT_FDCWD = 2, -100
 LEFTOVER_SECONDS = 86400.0  # an upload that is older has no uploader any more
 LOCK_SECONDS = 60.0
 IDENTITY = re.compile(rf"[0-9a-f]{{{content.ID_LENGTH}}}")
@@ -139,7 +137,7 @@ def current(layout: Layout) -> Path | None:
 
 def sync(tree: Path) -> None:
     """Make a tree durable: after a power loss the release is whole or not there."""
-    if _sync_file_system(tree):
+    if system.sync_file_system(tree):
         return
     for folder, _, names in os.walk(tree):
         for name in names:
@@ -147,40 +145,6 @@ def sync(tree: Path) -> None:
                 with open(os.path.join(folder, name), "rb") as stream:
                     os.fsync(stream.fileno())
         sync_folder(Path(folder))
-
-
-def _sync_file_system(tree: Path) -> bool:
-    """Write out the file system at one go, which thousands of small files want; False where that cannot be trusted."""
-    version = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    if version is None or (int(version[1]), int(version[2])) < HAS_SYNCFS_ERRORS:
-        return False
-    descriptor = os.open(tree, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return _is_done_by_system("syncfs", descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders change their names at once; False where the system cannot."""
-    names = (AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other))
-    return _is_done_by_system("renameat2", *names, RENAME_EXCHANGE)
-
-
-def _is_done_by_system(name: str, *words: Any) -> bool:
-    """Call a function of the C library that Python does not have; False where the system has or allows it not."""
-    try:
-        import ctypes  # not in every Python
-
-        call = getattr(ctypes.CDLL(None, use_errno=True), name)
-    except (ImportError, AttributeError, OSError, TypeError):
-        return False
-    if call(*words) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in (errno.ENOSYS, errno.EINVAL, errno.EPERM):
-        return False
-    raise OSError(number, os.strerror(number))
 
 
 def _place(
@@ -201,7 +165,7 @@ def _place(
     if os.path.lexists(target):
         aside = target.with_name(f"{source_id}.edited-{datetime.now(timezone.utc):%Y%m%dT%H%M%S%f}")
         os.rename(incoming, aside)
-        if not _exchange(aside, target):  # it may be the one in use: nobody sees a host without code
+        if not system.exchange(aside, target):  # it may be the one in use: nobody sees a host without code
             os.rename(aside, incoming)
             os.rename(target, aside)
             os.rename(incoming, target)

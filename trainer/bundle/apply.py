@@ -6,17 +6,17 @@ Standard library alone, Python 3.8. No torch.
 from __future__ import annotations
 
 import contextlib
-import os
-import stat
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple
 
 from trainer import content, digest, release
 from trainer.bundle import verify
-from trainer.bundle.backup import Backups, origin, restore
+from trainer.bundle.backup import origin, restore
+from trainer.bundle.held import Held
+from trainer.bundle.places import Places, settled
 from trainer.bundle.reader import Caps
-from trainer.bundle.staging import APPLYING, TREE, Held, Staging, sweep
+from trainer.bundle.staging import APPLYING, TREE, Staging
 from trainer.errors import HostUnfit, InputError, TrainerError
 from trainer.state import Layout, sync_folder
 
@@ -53,8 +53,8 @@ def apply(request: Request) -> dict[str, Any]:
     HostUnfit: the disk refuses; Interrupted: another run holds the releases. After any of them the tree in use is the
     one of before, or wholly the new one where the sentence says so.
     """
-    places = _Places(request.layout, request.staging_dir, request.backup_root)
-    with _settled(request.layout):
+    places = Places(request.layout, request.staging_dir, request.backup_root)
+    with settled(request.layout):
         places.sweep()
         if answer := _applied_before(request):
             return answer
@@ -66,7 +66,7 @@ def apply(request: Request) -> dict[str, Any]:
 
 def preview(request: Request) -> dict[str, Any]:
     """What `apply` would do: the same answer, with all names in its lines. Nothing is written."""
-    _Places(request.layout, request.staging_dir, request.backup_root)
+    Places(request.layout, request.staging_dir, request.backup_root)
     verified = _check(request, verify.Hashed())
     shipped, used = _shipped(verified), release.current(request.layout)
     changed = used is None or used.name != content.source_id(shipped) or not release.is_intact(used)
@@ -83,8 +83,8 @@ def preview(request: Request) -> dict[str, Any]:
 def rollback(layout: Layout, staging_dir: Path | None, backup_root: Path | None) -> dict[str, Any]:
     """Bring back the tree that the release in use replaced. Returns {"changed", "source_id", "commit", "backup",
     "lines"}; a second one goes one further back. Errors as in `apply`."""
-    places = _Places(layout, staging_dir, backup_root)
-    with _settled(layout):
+    places = Places(layout, staging_dir, backup_root)
+    with settled(layout):
         places.sweep()
         if not release.releases(layout).is_dir() or (used := release.current(layout)) is None:
             raise InputError(f"no release is in use in {layout.root}; apply a bundle there first")
@@ -102,57 +102,6 @@ def rollback(layout: Layout, staging_dir: Path | None, backup_root: Path | None)
         "changed": True, "source_id": source_id, "commit": saved.record["commit"], "backup": str(saved.path),
         "lines": lines,
     }  # fmt: skip
-
-
-class _Places:
-    """The folders that a command writes in; InputError when something else was put in their place."""
-
-    def __init__(self, layout: Layout, staging_dir: Path | None, backup_root: Path | None) -> None:
-        self.layout, self.releases = layout, release.releases(layout)
-        if layout.root.exists() and not layout.root.is_dir():
-            raise InputError(f"the project root {layout.root} is no folder; name another with --project-root")
-        if os.path.lexists(self.releases) and not stat.S_ISDIR(os.lstat(self.releases).st_mode):
-            raise InputError(f"{self.releases} is no folder of its own, so it was not made here; move it away")
-        lock = self.releases / ".lock"
-        if os.path.lexists(lock) and not stat.S_ISREG(os.lstat(lock).st_mode):
-            raise InputError(f"{lock} is no plain file, so it was not made here; move it away")
-        release.current(layout)
-        self.backups = Backups(layout, backup_root)
-        self.staging = self.releases if staging_dir is None else self._checked_staging(Path(staging_dir))
-
-    def _checked_staging(self, named: Path) -> Path:
-        if named.is_symlink() or not named.is_dir():
-            raise InputError(f"the staging folder {named} is no folder of its own; make it, or leave --staging-dir out")
-        path = named.resolve()
-        if self.releases in path.parents:
-            raise InputError(f"the staging folder {named} lies in a release; name another, or leave --staging-dir out")
-        beside = next(folder for folder in (self.releases, *self.releases.parents) if folder.is_dir())
-        if os.stat(path).st_dev != os.stat(beside).st_dev:
-            raise InputError(
-                f"the staging folder {named} lies on another file system than {self.releases}, so there could be no "
-                "switch at once; name one on the same, or leave --staging-dir out"
-            )
-        return path
-
-    def sweep(self) -> None:
-        """Remove what killed commands left."""
-        for folder in {self.releases, self.staging}:
-            sweep(folder, APPLYING)
-        self.backups.sweep()
-        if any(self.releases.glob(f"{release.REMOVED}*")) or any(self.layout.root.glob(".code.*")):
-            with release.alone(self.layout):
-                release.remove_leftovers(self.layout)
-
-
-@contextlib.contextmanager
-def _settled(layout: Layout) -> Iterator[None]:
-    """Modes as we say, whatever the umask; what the disk says is HostUnfit."""
-    before = os.umask(0o022)
-    try:
-        with release.refused_by_disk(layout):
-            yield
-    finally:
-        os.umask(before)
 
 
 @contextlib.contextmanager
@@ -216,7 +165,7 @@ def _seems_to_be(bundle: Path, sha256: str) -> bool:
     return False
 
 
-def _install(request: Request, places: _Places, verified: verify.Verified, tree: Path) -> dict[str, Any]:
+def _install(request: Request, places: Places, verified: verify.Verified, tree: Path) -> dict[str, Any]:
     """Switch to a verified tree, with a backup of the one in use; the caller holds the releases."""
     layout, shipped = request.layout, _shipped(verified)
     source_id, used = content.source_id(shipped), release.current(request.layout)

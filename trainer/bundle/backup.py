@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Iterator, NamedTuple
 
 from trainer import content, release
-from trainer.bundle import staging
+from trainer.bundle.held import Held, removed, sweep
 from trainer.bundle.names import shown
 from trainer.errors import HostUnfit, InputError
 from trainer.state import SCHEMA, Layout, now, sync_folder, write_json
@@ -53,7 +53,7 @@ class Backups:
 
     def save(self, used: Path, applied: str) -> Path:
         """Keep the release `used`, with all that was put into it, before the release `applied` takes its place."""
-        with _refused_by_disk(self.root), staging.Held(self.root, MAKING) as held:
+        with _refused_by_disk(self.root), Held(self.root, MAKING) as held:
             fresh = held.make() / "backup"
             fresh.mkdir(0o755)
             replicate(used, fresh / TREE)
@@ -71,7 +71,7 @@ class Backups:
         doomed = path.with_name(f"{REMOVED}{path.name}-{time.time_ns()}")
         with contextlib.suppress(OSError):
             os.rename(path, doomed)
-            staging.removed(doomed)
+            removed(doomed)
 
     def prune(self, newest: Path) -> None:
         """Keep the newest few, and none twice: the one before `newest` may be of an apply that was killed."""
@@ -90,9 +90,9 @@ class Backups:
         """Remove what killed commands left here."""
         if not self.root.is_dir():
             return
-        staging.sweep(self.root, MAKING)
+        sweep(self.root, MAKING)
         for path in self.root.glob(f"{REMOVED}*"):
-            staging.removed(path)
+            removed(path)
 
     def all(self) -> list[Saved]:
         """The readable backups of this project root, the newest first."""
@@ -217,7 +217,9 @@ def _described(used: Path, copy: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> Saved | None:
-    """A backup by its folder; None for one whose record is not of here, OSError when the disk refuses to read it."""
+    """A backup by its folder; None for one that was not made here, OSError when the disk refuses to read it."""
+    if any(part.is_symlink() for part in (path, path / RECORD, path / TREE)):
+        return None
     try:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import json
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -90,25 +91,23 @@ def run(arguments: argparse.Namespace, root: Path) -> int:
 
         _print(arguments, build.run(arguments, root))
         return 0
+    errors: list[str] = []
     with _stopped_by_signals(layout):
         answer = ACTIONS[arguments.action](arguments, layout)
-    if "files" in answer:
-        seconds = time.monotonic() - began
-        answer["lines"].append(f"{answer['files']} files, {answer['bytes']} bytes, {seconds:.1f} s")
-    if arguments.action != "apply" or arguments.dry_run:
-        _print(arguments, answer)
-        return 0
-    with _stopped_by_signals(layout):
-        found = data_check.of_release(layout)
-    answer["lines"] += found.lines
-    answer["data_errors"] = found.errors
+        if "files" in answer:
+            seconds = time.monotonic() - began
+            answer["lines"].append(f"{answer['files']} files, {answer['bytes']} bytes, {seconds:.1f} s")
+        if arguments.action == "apply" and not arguments.dry_run:
+            more, errors = data_check.of_release(layout)
+            answer["lines"] += more
+            answer["data_errors"] = errors
     _print(arguments, answer)
-    if found.errors:
-        count = "an error" if len(found.errors) == 1 else f"{len(found.errors)} errors"
+    if errors:
+        count = "an error" if len(errors) == 1 else f"{len(errors)} errors"
         raise InputError(
             f"{answer['bundle']} is applied, but its data has {count}; send a corrected bundle, or take this one back "
             "with `bundle rollback`",
-            found.errors,
+            errors,
         )
     return 0
 
@@ -155,7 +154,11 @@ ACTIONS: Mapping[str, Callable[[argparse.Namespace, Layout], Answer]] = {
 
 
 @contextlib.contextmanager
-def _progress(what: str) -> Iterator[Progress]:
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A line on a terminal; elsewhere the last line alone counts."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
     progress = Progress(what)
     try:
         yield progress

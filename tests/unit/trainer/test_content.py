@@ -123,3 +123,12 @@ def test_what_lies_behind_a_link_is_neither_listed_nor_looked_at(release: tuple[
     assert "trainer" in content.walked_files(tree) and "trainer/a.py" not in content.walked_files(tree)
     with pytest.raises(InputError, match=f"is not the source {source_id} any more"):
         content.check_release(tree, source_id)
+
+
+def test_a_record_that_is_a_link_is_none(release: tuple[Path, str], tmp_path: Path) -> None:
+    tree, source_id = release
+    (tree / content.RECORD).rename(tmp_path / "record")
+    (tree / content.RECORD).symlink_to(tmp_path / "record")
+    assert content.read_record(tree) is None
+    (tmp_path / "record").replace(tree / content.RECORD)
+    assert content.read_record(tree) is not None

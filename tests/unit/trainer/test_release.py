@@ -246,21 +246,12 @@ def test_an_edited_release_that_is_in_use_is_exchanged(
 ) -> None:
     """On a system without the calls that Python does not have it is done all the same."""
     if not system:
-        monkeypatch.setattr(release, "_is_done_by_system", lambda *_: False)
+        monkeypatch.setattr(release.system, "_is_done_by_system", lambda *_: False)
     first = host.publish("1")
     (host.releases / first / "trainer" / "a.py").write_text("edited")
     host.publish("1")
     (kept,) = host.names() - {first}
     assert host.text() == "1" and (host.releases / kept / "trainer" / "a.py").read_text() == "edited"
-
-
-def test_a_call_that_the_system_does_not_have_or_allow_is_told_from_one_that_failed(tmp_path: Path) -> None:
-    assert release._is_done_by_system("no_such_function") is False
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        release._is_done_by_system("syncfs", -1)
-    (tmp_path / "a").mkdir()
-    with pytest.raises(FileNotFoundError):
-        release._exchange(tmp_path / "a", tmp_path / "nowhere")
 
 
 def test_a_switch_that_fails_leaves_no_release_that_nobody_uses(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

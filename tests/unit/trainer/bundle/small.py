@@ -7,16 +7,19 @@ import hashlib
 import io
 import os
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer import content
+from trainer.bundle import apply
+from trainer.state import Layout
 
 Files = Mapping[str, str]
 OLD = {"trainer/a.py": "print(1)\n", "data/电场.txt": "ε₀\n", "run.sh": "#!/bin/sh\n"}
 NEW = {"trainer/a.py": "print(2)\n", "data/new.txt": "new\n", "run.sh": "#!/bin/sh\n"}
 MADE_AT = 1_700_000_000
+NEWER = MADE_AT + 60
 
 
 def manifest(files: Files) -> str:
@@ -76,3 +79,30 @@ def left_over(root: Path) -> list[str]:
     """What no finished command leaves in a project root."""
     hidden = [path for folder in (root, root / "releases", root / "backups") for path in folder.glob(".*")]
     return sorted(path.name for path in hidden if path.name != ".lock")
+
+
+class Host:
+    """A project root, bundles beside it, and what was seen of both."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.layout = folder, Layout(folder / "host")
+        self.root = self.layout.root
+        self.old = pack(folder / "bundles", OLD, "old.tar.gz")
+        self.new = pack(folder / "bundles", NEW, "new.tar.gz", NEWER)
+
+    def apply(self, bundle: Path, **more: Any) -> dict[str, Any]:
+        return apply.apply(apply.Request(self.layout, bundle, **more))
+
+    def rollback(self) -> dict[str, Any]:
+        return apply.rollback(self.layout, None, None)
+
+    def seen(self) -> dict[str, str]:
+        return seen(self.root)
+
+    def unchanged(self, act: Callable[[], Any]) -> Any:
+        """What `act` returns, which leaves no trace in the project root."""
+        before = snapshot(self.root) if self.root.exists() else None
+        try:
+            return act()
+        finally:
+            assert (snapshot(self.root) if self.root.exists() else None) == before

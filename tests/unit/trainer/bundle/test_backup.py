@@ -179,6 +179,18 @@ def test_a_record_with_a_damaged_field_is_passed_over(layout: Layout, field: str
         Backups(layout).last_of(NEXT)
 
 
+@pytest.mark.parametrize("part", ["", "BACKUP.json", "tree"])
+def test_a_backup_that_is_a_link_is_passed_over(layout: Layout, tmp_path: Path, part: str) -> None:
+    saved = Backups(layout).save(used(layout), NEXT)
+    (saved / part).rename(tmp_path / "moved")
+    (saved / part).symlink_to(tmp_path / "moved")
+    with pytest.raises(InputError, match="there is no backup in"):
+        Backups(layout).last_of(NEXT)
+    (saved / part).unlink()
+    (tmp_path / "moved").rename(saved / part)
+    assert Backups(layout).last_of(NEXT).path == saved
+
+
 def test_what_there_is_is_named_where_the_wanted_one_is_not(layout: Layout) -> None:
     saved = Backups(layout).save(used(layout), NEXT)
     with pytest.raises(InputError, match=rf"{saved.name} \(of before {NEXT}\)"):

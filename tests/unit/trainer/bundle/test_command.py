@@ -156,6 +156,20 @@ def test_a_signal_that_is_ignored_does_not_end_it(host: Host) -> None:
     assert (started.returncode, err) == (0, "") and small.seen(host.root) == small.NEW
 
 
+def test_a_signal_behind_the_switch_says_that_it_is_done(host: Host) -> None:
+    files = {"trainer/__main__.py": "import time; time.sleep(300)\n", "data/rows.jsonl": "{}\n"}
+    bundle = small.pack(host.folder, files, "slow.tar.gz")
+    started = host.start("apply", "--bundle", bundle)
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not (host.root / "code").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)  # the check of its data is under way, or about to be
+    started.send_signal(signal.SIGTERM)
+    _, err = started.communicate(timeout=DEADLINE_SECONDS)
+    assert started.returncode == 7 and "the tree in use is the new one as a whole" in err
+    assert small.seen(host.root) == files and small.left_over(host.root) == []
+
+
 def test_signals_are_as_they_were_behind_it(host: Host) -> None:
     before = [signal.getsignal(number) for number in command.STOPPING]
     assert cli.main(host.words("apply", "--bundle", host.old)) == 0
