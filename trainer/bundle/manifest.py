@@ -59,7 +59,7 @@ def parse_outer(data: bytes, shown: str, name: str) -> str:
         raise InputError(f"{where}: {len(digest)} hex digits, where sha256 has 64; {again}")
     if raw not in (name.encode("utf-8", "surrogateescape"), b"./" + name.encode("utf-8", "surrogateescape")):
         raise InputError(
-            f"{where}: it names {names.shown(raw)}, not {names.shown(name)}; bring the file that came with the bundle"
+            f"{where}: it names {names.shown(raw, False)}, not {names.shown(name, False)}; bring the file that came with the bundle"
         )
     return digest.lower()
 

@@ -18,8 +18,9 @@ from tests.unit.trainer.bundle import (
     hostile_listing,
     hostile_metadata,
     hostile_names,
+    hostile_outer,
     hostile_types,
-)  # fmt: skip
+)
 from tests.unit.trainer.bundle.hostile_case import Bundle, Case, Fifo, Folder, Link, Make
 from tests.unit.trainer.bundle.hostile_layouts import LAYOUTS
 
@@ -28,6 +29,7 @@ CASES: list[Case] = [
     *hostile_types.CASES,
     *hostile_metadata.CASES,
     *hostile_framing.CASES,
+    *hostile_outer.CASES,
     *hostile_listing.CASES,
 ]
 CANARIES = ("canary", "newfile")

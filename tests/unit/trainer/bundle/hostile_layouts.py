@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tests.unit.trainer.bundle.hostile_case import BESIDE, INSIDE, NAME, OLD, OUTER, Bundle, Link, Make, start
-from tests.unit.trainer.bundle.hostile_listing import renamed
+from tests.unit.trainer.bundle.hostile_outer import renamed
 from tests.unit.trainer.bundle.hostile_tar import BLOCK, GNU, Tar, base256, digest, gzipped, octal, record
 
 
