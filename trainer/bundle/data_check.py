@@ -31,8 +31,12 @@ def of_release(layout: Layout) -> Findings:
     No Python that has the trainer's requirements, or none of them answers: a line says so, which is no error.
     """
     used = release.current(layout)
-    if used is None or not (used / "trainer" / "__main__.py").is_file() or not (used / "data").is_dir():
-        return Findings([], [])  # no trainer, or the data comes another way
+    if used is None:
+        return Findings([], [])
+    if not (used / "trainer" / "__main__.py").is_file():
+        return Findings(["this tree holds no trainer: no plan can run from it"], [])
+    if not (used / "data").is_dir():
+        return Findings([], [])  # the data comes another way
     problem = f"there is no {_venv(layout)}"
     for python in _pythons(layout):
         answer, problem = _asked(python, layout, used)

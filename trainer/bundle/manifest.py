@@ -58,9 +58,8 @@ def parse_outer(data: bytes, shown: str, name: str) -> str:
     if len(digest) != 64:
         raise InputError(f"{where}: {len(digest)} hex digits, where sha256 has 64; {again}")
     if raw not in (name.encode("utf-8", "surrogateescape"), b"./" + name.encode("utf-8", "surrogateescape")):
-        raise InputError(
-            f"{where}: it names {names.shown(raw, False)}, not {names.shown(name, False)}; bring the file that came with the bundle"
-        )
+        named = f"it names {names.shown(raw, False)}, not {names.shown(name, False)}"
+        raise InputError(f"{where}: {named}; bring the file that came with the bundle")
     return digest.lower()
 
 

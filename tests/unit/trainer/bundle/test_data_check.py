@@ -100,8 +100,11 @@ def test_one_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.Mo
     assert errors == [] and "it takes more than" in line
 
 
-@pytest.mark.parametrize("missing", ["trainer/__main__.py", "data/rows.jsonl"])
-def test_a_tree_without_trainer_or_data_is_not_asked(tmp_path: Path, missing: str) -> None:
+@pytest.mark.parametrize(
+    ("missing", "lines"),
+    [("trainer/__main__.py", ["this tree holds no trainer: no plan can run from it"]), ("data/rows.jsonl", [])],
+)
+def test_a_tree_without_trainer_or_data_is_not_asked(tmp_path: Path, missing: str, lines: list[str]) -> None:
     layout = applied(tmp_path, {name: text for name, text in WHOLE.items() if name != missing})
     answering(layout, "exit 1")
-    assert data_check.of_release(layout) == data_check.Findings([], [])
+    assert data_check.of_release(layout) == data_check.Findings(lines, [])
