@@ -11,8 +11,8 @@ said=$(mkdir -p "$releases" 2>&1) || refuse "$said" "make room there or correct 
 incoming=$(mktemp -d "$releases/.incoming-XXXXXXXX" 2>&1) || refuse "$incoming" "make room there or correct its permissions"
 trap 'rm -rf "$incoming"' EXIT
 trap 'exit 7' HUP INT TERM PIPE
-said=$(tar -xzf - --no-same-owner -C "$incoming" 2>&1) ||
-  refuse "$(printf '%s\n' "$said" | head -n 1)" "make room there, or run it again"
+said=$(tar -xzf - --no-same-owner -C "$incoming" 2>&1) || # of a file that fitted in part it gives no reason
+  refuse "$(printf '%s\n' "$said" | grep -m 1 'No space' || printf '%s\n' "$said" | head -n 1)" "make room there, or run it again"
 chmod 755 "$incoming"
 cd "$incoming" || exit 4
 export PYTHONDONTWRITEBYTECODE=1 PYTHONUTF8=1
