@@ -48,7 +48,7 @@ class Archive:
     Behind the last one the end blocks, the padding, gzip's CRC and length have been checked, and that nothing follows.
     """
 
-    def __init__(self, stream: Readable, caps: Caps = Caps(), shown: str = "the archive") -> None:  # noqa: B008
+    def __init__(self, stream: Readable, caps: Caps = Caps(), shown: str = "the archive") -> None:  # noqa: B008 - only read
         self._caps, self._shown = caps, shown
         self._unpacked = Unpacked(stream, shown)
         self._together = names.Together(caps.files)

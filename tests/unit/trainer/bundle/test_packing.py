@@ -18,7 +18,7 @@ from trainer.errors import InputError
 TOKEN = "hf_" + "aB3dE6gH9j" * 4
 
 
-def pack(source: Path, origin: Provenance = Provenance("", 0, [])) -> tuple[packing.Packed, bytes, list[int]]:  # noqa: B008
+def pack(source: Path, origin: Provenance = Provenance("", 0, [])) -> tuple[packing.Packed, bytes, list[int]]:  # noqa: B008 - only read
     found = tree.look(source, whitelist.load(source / whitelist.NAME), lambda name: False, Caps())
     stream, done = io.BytesIO(), []
     packed = packing.pack(source, found.files, origin, stream, lambda now, total: done.append(now))

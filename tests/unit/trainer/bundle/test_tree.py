@@ -15,7 +15,7 @@ from trainer.bundle import tree, whitelist
 from trainer.bundle.reader import Caps
 
 
-def look(source: Path, caps: Caps = Caps(), own: Callable[[str], bool] = lambda name: False) -> tree.Tree:  # noqa: B008
+def look(source: Path, caps: Caps = Caps(), own: Callable[[str], bool] = lambda name: False) -> tree.Tree:  # noqa: B008 - only read
     return tree.look(source, whitelist.load(source / whitelist.NAME), own, caps)
 
 
