@@ -17,8 +17,9 @@ from typing import IO
 
 from .namespaces import World, children, descendant, kill, wait_until
 
-# The first process reaps what is left to it; the command gets a session of its own, as from a login.
-INIT = 'trap : INT TERM HUP; setsid {terminal} -- "$@"; exit $?'
+# The first process starts the command when the lab has found it, which a short command would end before; it reaps what
+# is left to it; the command gets a session of its own, as from a login.
+INIT = 'trap : INT TERM HUP; read -r _ <&{go} || exit; exec {go}<&-; setsid {terminal} -- "$@"; exit $?'
 # What util-linux 2.38 complains of when the process that it waits for was killed.
 UNSHARE_SAYS = "unshare: sigprocmask unblock failed: Invalid argument\n"
 
@@ -35,28 +36,31 @@ class Controller:
         self.lost = False
         self.terminal = -1
         self.reader: threading.Thread | None = None
-        init = ["bash", "-c", INIT.format(terminal="--ctty" if tty else ""), "controller", *argv]
+        go, found = os.pipe()
+        init = ["bash", "-c", INIT.format(go=go, terminal="--ctty" if tty else ""), "controller", *argv]
         spaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
         command = world.enter([*spaces, *init], cwd)
         with contextlib.ExitStack() as stack:
             out = stack.enter_context(log.open("wb"))
+            stack.callback(os.close, found)
+            stack.callback(os.close, go)
             if tty:
                 self.terminal, inner = pty.openpty()
                 fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 160, 0, 0))
                 stack.callback(os.close, inner)
-                self.process = subprocess.Popen(
-                    command, stdin=inner, stdout=inner, stderr=inner, env=dict(env), start_new_session=True
-                )
+                given: IO[bytes] | int = inner
+                said: IO[bytes] | int = inner
                 self.reader = threading.Thread(target=self.read_terminal, daemon=True)
             else:
-                self.process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL if stdin is None else stdin, stdout=out,
-                    stderr=subprocess.STDOUT, env=dict(env), start_new_session=True,
-                )  # fmt: skip
+                given, said = subprocess.DEVNULL if stdin is None else stdin, out
+            self.process = subprocess.Popen(
+                command, stdin=given, stdout=said, stderr=said, env=dict(env), pass_fds=(go,), start_new_session=True
+            )
+            # nsenter starts unshare, which starts the first process of the controller's own tree.
+            self.first = descendant(self.process, 2)
+            os.write(found, b"\n")
         if self.reader:
             self.reader.start()
-        # nsenter starts unshare, which starts the first process of the controller's own tree.
-        self.first = descendant(self.process, 2)
 
     def read_terminal(self) -> None:
         # A terminal that nobody holds any longer reads as an error.

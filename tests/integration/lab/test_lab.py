@@ -81,7 +81,7 @@ def test_a_key_that_is_not_pinned_is_refused(world: Lab, box: Host) -> None:
 def test_hosts_see_neither_each_other_s_processes_nor_the_machine_s(pair: tuple[Host, Host]) -> None:
     one, two = pair
     one.run(f"nohup sh -c 'sleep 300; : {MARK}' >/dev/null 2>&1 &")
-    assert any(MARK in line for _, line in one.processes())
+    wait_until(lambda: any(MARK in line for _, line in one.processes()), "the program starts")  # no line while it execs
     assert two.processes() == []
     assert MARK not in two.run("cat /proc/*/cmdline | tr '\\0' ' '").stdout
     assert "pytest" not in one.run("cat /proc/*/cmdline | tr '\\0' ' '").stdout
