@@ -30,7 +30,8 @@ _COMPLETE = re.compile(r"step-(\d+)")
 _UNFINISHED = re.compile(r"\.step-(\d+)\.\d+")  # .step-<n>.<pid of its writer>
 _REMOVED = re.compile(r"\.step-(\d+)\.gone")
 _WORDS = {"data": "the training data", "base": "the base model", "modules": "the trainer's code",
-          "previous": "the stage before", "device": "device", "dtype": "dtype"}  # fmt: skip
+          "previous": "the stage before", "initial_adapter": "the adapter that it begins with",
+          "device": "device", "dtype": "dtype"}  # fmt: skip
 
 Skipped = dict[str, str]  # {"name", "reason"}
 
@@ -44,6 +45,7 @@ def made_with(
 ) -> dict[str, Any]:
     """Everything that shapes a training: fingerprint parts, training parameters by value, libraries, device, dtype."""
     hashes = {name: parts[name] for name in ("data", "base", "modules", "previous")}
+    hashes |= {"initial_adapter": parts["initial_adapter"]} if "initial_adapter" in parts else {}
     libraries = {name: versions.get(name) for name in LIBRARIES}
     return {**hashes, "parameters": dict(parameters), "libraries": libraries, "device": device, "dtype": dtype}
 

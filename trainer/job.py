@@ -95,6 +95,7 @@ class StageJob:
         }
 
     def _train(self, base: Base, numbered: examples.Numbered) -> tuple[PeftModel, dict[str, Any]]:
+        from trainer.continuation import begin_with
         from trainer.model import attach_adapter
         from trainer.train import train
 
@@ -104,6 +105,8 @@ class StageJob:
         self.report("phase", phase="training", rows=len(numbered))
         with self.times.of("setup"):
             adapted = attach_adapter(base, self.parameters)
+            if self.parameters.initial_adapter != "none":
+                begin_with(adapted, self.parameters, self.job["base_hash"])
             kept = store(self.job, self.parameters, base)
             training = train(adapted, base, encoded, self.parameters, self.folder, self.report, kept)
         self.times.move("setup", training.pop("spent"))
