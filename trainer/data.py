@@ -13,7 +13,9 @@ from trainer.errors import InputError
 from trainer.leakage import Leak, Leakage
 from trainer.leakage import leakage as leakage
 from trainer.leakage import question as question
-from trainer.lines import Finding, Findings, Lines, Row
+from trainer.lines import Finding as Finding
+from trainer.lines import Findings, Lines
+from trainer.lines import Row as Row
 from trainer.seen import Seen
 from trainer.stages import Stage, StageTable
 

@@ -14,8 +14,8 @@ from trainer.state import Layout, read_json, write_json
 # asks for a new result: better once too often than a report that its code does not explain.
 TRAINING_MODULES = ("encoding", "examples", "lines", "model", "resume", "tokenised", "train")
 EVALUATION_MODULES = (
-    "characters", "data", "encoding", "evaluate", "generate", "judges", "keypoints", "latex", "leakage", "lines", "mathtext",
-    "metrics", "records", "refusal", "sections",
+    "characters", "data", "encoding", "evaluate", "generate", "judges", "keypoints", "latex", "leakage", "lines",
+    "mathtext", "metrics", "records", "refusal", "sections", "seen",
 )  # fmt: skip
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from trainer import base, config, copies, data, encoding, fingerprint, hub, stages, steps, surveys
-from trainer.data import Finding
+from trainer import base, config, copies, data, encoding, examples, fingerprint, hub, stages, steps, surveys
+from trainer.data import Finding, Survey
 from trainer.errors import InputError, TrainerError
 from trainer.plan import Plan
 from trainer.repositories import TITLES, Listing
@@ -70,7 +70,7 @@ def inspect(plan: Plan, layout: Layout) -> Inspection:
         findings += looked_at[key].findings
         notes += looked_at[key].notes
         if not any(f.severity == "error" and f.file in (stage.data, PARAMETERS) for f in findings):
-            more, note = _check_lengths(looked_at[key].folder, stage, parameters, root)
+            more, note = _check_lengths(looked_at[key].folder, stage, parameters, root, layout, found)
             findings += more
             notes += [note] if note else []
     findings = list(dict.fromkeys(findings + check_packages(steps.code_root() / "requirements" / "trainer.txt")))
@@ -176,7 +176,7 @@ def _base_finding(problem: TrainerError) -> Finding:
 
 
 def _check_lengths(
-    folder: Path | None, stage: stages.Stage, parameters: config.Parameters, root: Path
+    folder: Path | None, stage: stages.Stage, parameters: config.Parameters, root: Path, layout: Layout, survey: Survey
 ) -> tuple[list[Finding], str]:
     """Rows that are too long or train nothing, where the base's tokenizer is at hand; else a note."""
     path = str(folder)
@@ -191,8 +191,5 @@ def _check_lengths(
         tokenizer = encoding.load_tokenizer(path, local_only=True)
     except InputError as problem:  # a finding among the others, not instead of them
         return [_base_finding(problem)], ""
-    numbered, _ = data.read_rows(root / stage.data, stage.data)
-    _, findings = encoding.encode(
-        numbered, tokenizer, stage.data, enable_thinking=parameters.enable_thinking, max_length=parameters.max_length
-    )
-    return findings, ""
+    source = examples.of_survey(root, stage, survey)
+    return examples.checked(source, tokenizer, parameters, parameters.max_length, layout.cache)[1], ""

@@ -1,4 +1,4 @@
-"""The survey of a stage's data, remembered for files that take long to read: a plan parses them once for it. No torch."""
+"""The survey of a stage's data, remembered for big files, so that a plan parses them once for it. No torch."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ every limit, and the check before a plan leaves it to the plan's worker.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 from collections import deque
@@ -69,8 +70,9 @@ class Tokenised:
                 compute.greater(batch["length"], max_length),
                 compute.less_equal(batch["trained_tokens"], encoding.SILENT),
             )
-            for values in zip(*(column.to_pylist() for column in batch.filter(wrong).columns), strict=True):
-                if found := encoding.fault(file, *values, max_length):
+            for row in batch.filter(wrong).to_pylist():
+                place = file, row["line"], row["row_id"], row["turn"]
+                if found := encoding.fault(*place, row["length"], row["trained_tokens"], max_length):
                     yield found
 
 
@@ -84,16 +86,17 @@ def of_file(
     """
     key = _key(sha256, tokenizer, enable_thinking)
     folder = cache / f"examples-{stage}-{key[:16]}"
-    if not _is_sound(folder, key):
-        lines = Lines(path, shown)
-        wanted = processes_for(path) if processes is None else processes
-        with _fresh(folder) as fresh:
-            refused = _write(fresh / EXAMPLES, lines, tokenizer, enable_thinking, wanted)
-            if lines.sha256 != sha256:
-                raise InputError(f"{shown} changed while it was read; submit the plan again")
-            _seal(fresh, key, refused)
-        _remove_others(cache, stage, folder)
-    return _mapped(folder, shown)
+    with _alone(cache, stage):
+        if not _is_sound(folder, key):
+            lines = Lines(path, shown)
+            wanted = processes_for(path) if processes is None else processes
+            with _fresh(folder) as fresh:
+                refused = _write(fresh / EXAMPLES, lines, tokenizer, enable_thinking, wanted)
+                if lines.sha256 != sha256:
+                    raise InputError(f"{shown} changed while it was read; submit the plan again")
+                _seal(fresh, key, refused)
+            _remove_others(cache, stage, folder)
+        return _mapped(folder, shown)
 
 
 def processes_for(path: Path) -> int:
@@ -120,16 +123,24 @@ def _key(sha256: str, tokenizer: PreTrainedTokenizerBase, enable_thinking: bool)
 def _is_sound(folder: Path, key: str) -> bool:
     """Whether the folder holds what its manifest says, made from the same inputs."""
     try:
-        told = read_json(folder / MANIFEST)
-        return bool(told) and told["key"] == key and digest.of_file(folder / EXAMPLES) == told["sha256"]
+        told = read_json(folder / MANIFEST) or {"key": ""}
+        return bool(told["key"] == key and digest.of_file(folder / EXAMPLES) == told["sha256"])
     except (OSError, StateError, KeyError):
         return False
 
 
 @contextlib.contextmanager
+def _alone(cache: Path, stage: str) -> Iterator[None]:
+    """Whoever comes while another process makes a stage's examples waits, and takes them then."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / f"examples-{stage}.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
 def _fresh(folder: Path) -> Iterator[Path]:
     """An empty folder beside its later name, which it gets when all went well; HostUnfit when the disk is full."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -142,7 +153,7 @@ def _fresh(folder: Path) -> Iterator[Path]:
         free = shutil.disk_usage(folder.parent).free >> 20
         raise HostUnfit(
             f"the tokenised rows cannot be written to {folder.parent} ({problem.strerror or problem}, {free} MiB free);"
-            " make room there: they take about 2.5 times the data file"
+            " make room there: they take about twice the data file"
         ) from problem
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -157,13 +168,12 @@ def _seal(folder: Path, key: str, refused: Findings) -> None:
 
 
 def _remove_others(cache: Path, stage: str, kept: Path) -> None:
-    """Remove what was made for the stage before, and what a process that was ended left unfinished."""
+    """Remove what was made for the stage before, and what a process that was killed left unfinished."""
     for folder in cache.glob(f"examples-{stage}-*"):
         if folder != kept:
             shutil.rmtree(folder, ignore_errors=True)
     for folder in cache.glob(f".examples-{stage}-*"):
-        if not Path(f"/proc/{folder.name.rpartition('.')[2]}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _mapped(folder: Path, shown: str) -> Tokenised:
