@@ -23,7 +23,7 @@ class Seen:
     def _allot(self, slots: int) -> None:
         self._mask = slots - 1
         self._high, self._low = array("Q", bytes(8 * slots)), array("Q", bytes(8 * slots))
-        self._lines = array("L", bytes(array("L").itemsize * slots))
+        self._lines = array("I", bytes(4 * slots))
 
     def first_line(self, name: str, line: int) -> int | None:
         """The line (from 1) in which the name was seen first; None when it is new, and is then kept with `line`."""
