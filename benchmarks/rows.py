@@ -4,12 +4,13 @@
 
 The rows are synthetic, of the course's form: sentences of data/corpus under its three headings. Each figure comes from
 a process of its own: seconds without its imports, and its peak resident memory beside what it held before the work
-(a process that helps it is told separately). Files lie in a new folder below --folder, which is removed at the end.
+(beside that of its largest helper). Files lie in a new folder below --folder, which is removed at the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import date
@@ -33,6 +35,8 @@ CORPUS = REPOSITORY / "data" / "corpus"
 SYSTEM = "你是电磁学课程助教。回答必须依次包含：\n### 结论\n### 推导\n### 检查（量纲与极限）"
 SECTIONS = (("结论", 1), ("推导", 3), ("检查（量纲与极限）", 1))  # with the most sentences of each
 STAGE = "style"
+MEASURES = ("validation", "tokenisation", "reuse", "first step")
+HEAD = "| rows | what | s | CPU s | rows/s | MiB before | MiB at the peak | |\n|---|---|---|---|---|---|---|---|"
 
 
 def synthetic(count: int, seed: int = 42) -> Iterator[dict[str, Any]]:
@@ -62,19 +66,44 @@ def write_root(folder: Path, count: int) -> Path:
     return root
 
 
-def peak_mib(who: int = resource.RUSAGE_SELF) -> int:
-    return resource.getrusage(who).ru_maxrss // 1024
+def peak_mib(pid: int | str = "self") -> int:
+    """The most memory that a process ever had resident; not getrusage's, which counts what it was forked from."""
+    with contextlib.suppress(OSError):
+        if found := re.search(r"^VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE):
+            return int(found[1]) // 1024
+    return 0
+
+
+class Helpers(threading.Thread):
+    """Looks every now and then at the processes that this one started; `peak` is that of the largest, in MiB."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            for file in Path("/proc/self/task").glob("*/children"):
+                with contextlib.suppress(OSError):
+                    self.peak = max([self.peak, *map(peak_mib, file.read_text().split())])
+            time.sleep(0.2)
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those that it started and that have ended."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def measure(what: str, root: Path, folder: Path, processes: int) -> dict[str, Any]:
-    """One figure in this process: {"before", "peak", "helper" (MiB), "seconds", "note"}."""
+    """One figure in this process: {"before", "peak", "helper" (MiB), "seconds", "cpu" (seconds), "note"}."""
     run = {"validation": validation, "tokenisation": tokenised_rows, "reuse": tokenised_rows, "first step": first_step}
     work = run[what](root, folder, processes)
-    before, began = peak_mib(), time.monotonic()
+    before, helpers, used, began = peak_mib(), Helpers(), cpu_seconds(), time.monotonic()
     note = work()
-    seconds = time.monotonic() - began
-    helper = peak_mib(resource.RUSAGE_CHILDREN) if processes > 1 and what == "tokenisation" else 0
-    return {"before": before, "peak": peak_mib(), "helper": helper, "seconds": seconds, "note": note}
+    figures = {"seconds": time.monotonic() - began, "cpu": cpu_seconds() - used}
+    return {**figures, "before": before, "peak": peak_mib(), "helper": helpers.peak, "note": note}
 
 
 def validation(root: Path, folder: Path, processes: int) -> Callable[[], str]:
@@ -162,10 +191,10 @@ def build_base(folder: Path) -> None:
 
 
 def cells(size: int, what: str, found: dict[str, Any]) -> list[str]:
-    helper = f" + {found['helper']} each" if found["helper"] else ""
+    helper = f" + {found['helper']} in each helper" if found["helper"] else ""
     memory = [str(found["before"]), f"{found['peak']}{helper}"]
     rate = f"{size / found['seconds']:,.0f}"
-    return [f"{size:,}", what, f"{found['seconds']:.1f}", rate, *memory, found["note"]]
+    return [f"{size:,}", what, f"{found['seconds']:.1f}", f"{found['cpu']:.1f}", rate, *memory, found["note"]]
 
 
 def heading(processes: int) -> str:
@@ -182,7 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
-    parser.add_argument("--processes", type=int, default=min(8, len(os.sched_getaffinity(0))))
+    parser.add_argument("--processes", type=int, default=1, help="that tokenise, beside this one when more than 1")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -193,10 +222,10 @@ def main() -> None:
         folder = Path(name)
         build_base(folder)
         print(heading(asked.processes) + "\n")
-        print("| rows | what | s | rows/s | MiB before | MiB at the peak | |\n|---|---|---|---|---|---|---|")
+        print(HEAD)
         for size in asked.sizes:
             root = write_root(folder, size)
-            for what in ("validation", "tokenisation", "reuse", "first step"):
+            for what in MEASURES:
                 print(
                     "| " + " | ".join(cells(size, what, measured(what, root, folder, asked.processes))) + " |",
                     flush=True,

@@ -191,7 +191,8 @@ def test_more_processes_are_started_only_where_they_pay(
 ) -> None:
     assert tokenised.processes_for(path) == 1
     monkeypatch.setattr(tokenised, "BYTES_FOR_PROCESS", path.stat().st_size // 3)
-    monkeypatch.setattr(tokenised.os, "sched_getaffinity", lambda _: range(2))
-    assert tokenised.processes_for(path) == 2
+    for cores, wanted in ((2, 1), (4, 2)):
+        monkeypatch.setattr(tokenised.os, "sched_getaffinity", lambda _, cores=cores: range(cores))
+        assert tokenised.processes_for(path) == wanted
     monkeypatch.setattr(tokenised.os, "sched_getaffinity", lambda _: range(64))
     assert tokenised.processes_for(path) == 3
