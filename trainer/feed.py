@@ -37,7 +37,7 @@ class Step:
     trained_tokens: int
 
 
-class Rows(torch.utils.data.Dataset[Any]):
+class Rows(torch.utils.data.Dataset):  # type: ignore[misc]
     """Examples by index, from a sequence or from a memory-mapped `datasets.Dataset`; only a step's rows are read.
 
     A Dataset has the columns input_ids, labels, row_id, length and trained_tokens.

@@ -70,7 +70,7 @@ class Running:
         return replace(self, out_of_memory=before.out_of_memory, counts=before.counts)
 
 
-class StepTrainer(Trainer):
+class StepTrainer(Trainer):  # type: ignore[misc]
     """Steps of `per_step` rows, in passes; steps that do not fit are tried again one rung lower.
 
     `say` gets (step, rung before, rung after, failure) for each rung that is taken.
@@ -228,7 +228,7 @@ def _seed(seed: int, step: int, rank: int) -> None:
 
 @contextlib.contextmanager
 def _fused_head(base: PreTrainedModel) -> Iterator[None]:
-    """TRL's fused head, with log probabilities alone, for as long as it is needed: it would pile up on a resident base."""
+    """TRL's fused head, with log probabilities alone, while it is needed: on a resident base they would pile up."""
     before = vars(base).get("forward")
     add_fused_lm_head(base, outputs=("log_probs",))
     try:

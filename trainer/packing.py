@@ -112,7 +112,7 @@ def starts(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
     return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
 
 
-@torch.compiler.disable(recursive=True)  # type: ignore[misc]
+@torch.compiler.disable(recursive=True)  # type: ignore[untyped-decorator]  # lengths are its constants
 def row_by_row(
     module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     attention_mask: torch.Tensor | None, *, row_lengths: Sequence[int], scaling: float | None = None,
@@ -147,7 +147,7 @@ def row_by_row(
 def _has_varlen(value: torch.Tensor) -> bool:
     if value.device.type != "cuda" or value.dtype not in (torch.bfloat16, torch.float16):
         return False
-    return torch.cuda.get_device_capability(value.device) >= VARLEN_CAPABILITY and value.shape[-1] <= 256
+    return bool(torch.cuda.get_device_capability(value.device) >= VARLEN_CAPABILITY and value.shape[-1] <= 256)
 
 
 # Without a mask function of the same name transformers makes no mask at all.
@@ -188,7 +188,6 @@ def refusal(model: PreTrainedModel) -> str:
         return f"{type(model).__name__} does not compute rows without padding ({str(problem).splitlines()[0]})"
 
 
-@torch.no_grad()
 def is_isolated(model: PreTrainedModel) -> bool:
     """Whether a row's scores stay the same, bit by bit, when the row before it changes; a few tokens are asked."""
     device = model.get_input_embeddings().weight.device
@@ -201,7 +200,8 @@ def is_isolated(model: PreTrainedModel) -> bool:
         for first in (other, other.flip(0)):
             items = [Item("", first, first), Item("", row, row)]
             given = inputs(lay_out(items, PADDING_FREE), model.config._attn_implementation, device)
-            scores.append(model(**given).logits[0, len(other) :])
+            with torch.no_grad():
+                scores.append(model(**given).logits[0, len(other) :])
     finally:
         model.train(training)
     return bool(torch.equal(*scores))

@@ -67,8 +67,8 @@ class Case:
 def make_case(server: Server, tiny_parameters: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
     def make(**changes: Any) -> Case:
         values = {
-            "max_steps": STEPS, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "tokens_per_pass": 100,
-            "lora_dropout": 0.2, "weight_decay": 0.01, "save_seconds": 0, "save_steps": 1, **changes,
+            "max_steps": STEPS, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
+            "tokens_per_pass": 100, "lora_dropout": 0.2, "weight_decay": 0.01, "save_seconds": 0, "save_steps": 1, **changes,
         }  # fmt: skip
         return Case(server, tmp_path_factory.mktemp("case"), dict(vars(tiny_parameters(**values))))
 
