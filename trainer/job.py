@@ -74,10 +74,13 @@ class StageJob:
             base = self.resident.get(self.parameters, Path(job["corpus"]))
         with self.times.of("data"):
             data_root = Path(job["data_root"])
-            numbered = examples.read(data_root, stage.data, job["fingerprint"]["parts"]["data"])
-            rows = [row for _, row in numbered]
-            sets = evaluate.question_sets(stage, self.table, self.parameters, data_root, rows)
-        adapted, training = self._train(base, numbered) if trained else self._reload(base)
+            expected = job["fingerprint"]["parts"]["data"]
+            source = examples.read(data_root, self.table, stage, expected, self.layout.cache)
+            asked = source.sample(evaluate.MOST_TRAINED)
+            sets = evaluate.question_sets(
+                stage, self.table, self.parameters, data_root, asked, source.rows, source.leaks
+            )
+        adapted, training = self._train(base, source) if trained else self._reload(base)
         evaluations = self._evaluate(base, adapted, sets)
         with self.times.of("check"):
             adapter = results.adapter_hash(self.folder, stage.name)
@@ -94,15 +97,15 @@ class StageJob:
             "times": self.times.seconds,
         }
 
-    def _train(self, base: Base, numbered: examples.Numbered) -> tuple[PeftModel, dict[str, Any]]:
+    def _train(self, base: Base, source: examples.Source) -> tuple[PeftModel, dict[str, Any]]:
         from trainer.continuation import begin_with
         from trainer.model import attach_adapter
         from trainer.train import train
 
         with self.times.of("data"):
             context = getattr(base.model.config, "max_position_embeddings", self.parameters.max_length)
-            encoded = examples.of_rows(numbered, self.stage.data, base.tokenizer, self.parameters, context)
-        self.report("phase", phase="training", rows=len(numbered))
+            encoded = examples.of_source(source, base.tokenizer, self.parameters, context, self.layout.cache)
+        self.report("phase", phase="training", rows=source.rows)
         with self.times.of("setup"):
             adapted = attach_adapter(base, self.parameters)
             if self.parameters.initial_adapter != "none":
@@ -113,7 +116,7 @@ class StageJob:
         with self.times.of("save"):
             adapted.save_pretrained(str(self.folder), safe_serialization=True)
             (self.folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the eval report says more
-            training["rows"] = len(numbered)
+            training["rows"] = source.rows
             training["dropped"] = []  # rows that do not fit are refused above, none is dropped
             results.write_plain_json(self.folder / "training.json", training)
         return adapted, training

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import adapters, config, data, digest, fingerprint, stages
+from trainer import adapters, config, data, digest, fingerprint, stages, surveys
 from trainer.errors import NotReady
 from trainer.stages import Stage, StageTable
 from trainer.state import Layout, read_stage, standing_result
@@ -189,13 +189,13 @@ def _why_closed(plan: Plan, layout: Layout, table: StageTable, stage: Stage) -> 
     return ""
 
 
-def check_data(plan: Plan) -> list[data.Finding]:
+def check_data(plan: Plan, layout: Layout) -> list[data.Finding]:
     """The warnings on the data of the plan's stages; InputError with every fault."""
     table = stages.load()
     root = data_root(plan.data_root)
     findings: list[data.Finding] = []
     for name in plan.stages:
-        findings += data.check_stage(root, table, table.stage(name))
+        findings += surveys.of_stage(root, table, table.stage(name), layout.cache).findings
     findings = list(dict.fromkeys(findings))
     data.raise_errors(findings)
     return findings
