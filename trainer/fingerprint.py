@@ -14,8 +14,8 @@ from trainer.state import Layout, read_json, write_json
 # asks for a new result: better once too often than a report that its code does not explain.
 TRAINING_MODULES = ("encoding", "model", "resume", "train")
 EVALUATION_MODULES = (
-    "characters", "data", "encoding", "evaluate", "generate", "judges", "keypoints", "latex", "mathtext", "metrics",
-    "records", "refusal", "sections",
+    "characters", "data", "decoder", "encoding", "evaluate", "generate", "judges", "keypoints", "latex", "mathtext",
+    "metrics", "records", "refusal", "sections",
 )  # fmt: skip
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 

@@ -95,11 +95,20 @@ def test_an_answer_at_the_cap_is_not_a_finished_one(
     assert max(item["tokens"] for item in cut) == longest - 1
 
 
-def test_progress_tells_of_every_batch(base: model.Base, tiny_parameters: Any) -> None:
-    seen: list[tuple[int, int]] = []
+def test_progress_is_told_now_and_then_and_at_the_end(
+    base: model.Base, tiny_parameters: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parameters = tiny_parameters(per_device_eval_batch_size=3, max_new_tokens=2)
-    generate.answer(base.model, base.tokenizer, QUESTIONS, parameters, lambda done, rows: seen.append((done, rows)))
-    assert seen == [(3, 7), (6, 7), (7, 7)]
+
+    def told() -> list[tuple[int, int]]:
+        seen: list[tuple[int, int]] = []
+        generate.answer(base.model, base.tokenizer, QUESTIONS, parameters, lambda *counts: seen.append(counts))
+        return seen
+
+    monkeypatch.setattr(generate, "PROGRESS_SECONDS", 1e9)
+    assert told() == [(7, 7)]
+    monkeypatch.setattr(generate, "PROGRESS_SECONDS", 0.0)
+    assert told() == [(done, 7) for done in range(1, 8)]
 
 
 def test_no_questions_are_no_work(base: model.Base, tiny_parameters: Any) -> None:
