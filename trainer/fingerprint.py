@@ -15,7 +15,7 @@ from trainer.state import Layout, read_json, write_json
 TRAINING_MODULES = ("encoding", "model", "resume", "train")
 EVALUATION_MODULES = (
     "characters", "data", "decoder", "encoding", "evaluate", "generate", "judges", "keypoints", "latex", "mathtext",
-    "metrics", "records", "refusal", "sections",
+    "merging", "metrics", "records", "refusal", "sections",
 )  # fmt: skip
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 

@@ -26,7 +26,9 @@ BATCH = 32
 SHORTEST_CAP = 64  # tokens: a cap from a very short reference would cut answers that only say it in other words
 PROGRESS_SECONDS = 1.0  # between two reports
 # What torch's allocators say: CUDA's as an exception of its own, cuBLAS and the CPU's only in words.
-_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE
+)
 _TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 
 
@@ -112,7 +114,7 @@ def _reference_cap(tokenizer: PreTrainedTokenizerBase, row: Row, parameters: Par
     if messages[-1]["role"] != "assistant":
         return 0
     try:
-        _, text = render_turn(tokenizer, messages, row.get("tools"), enable_thinking=False)
+        _, text = render_turn(tokenizer, messages, row.get("tools"), enable_thinking=parameters.enable_thinking)
     except ValueError:  # the template does not let the answer be told from the prompt
         return 0
     tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
