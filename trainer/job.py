@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import checkpoint, config, evaluate, examples, results, stages, state
+from trainer.choices import Choices
 from trainer.resident import Resident
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ class StageJob:
         self.parameters = config.Parameters(**{name: item["value"] for name, item in job["parameters"].items()})
         self.folder = Path(job["folder"])
         self.times = Times()
+        self.choices = Choices()
+        self.measured: dict[str, Any] = {}
+        self.out_of_memory: list[dict[str, Any]] = []
 
     def carry_out(self) -> dict[str, Any]:
         """Everything from the base to the files of the result; returns what the stage's state records."""
@@ -84,7 +88,12 @@ class StageJob:
         evaluations = self._evaluate(base, adapted, sets)
         with self.times.of("check"):
             adapter = results.adapter_hash(self.folder, stage.name)
-        figures = {"times": self.times.seconds}
+        figures = {
+            "times": self.times.seconds,
+            "choices": self.choices.table(),
+            "measured": self.measured,
+            "out_of_memory": self.out_of_memory,
+        }
         report = results.eval_report(job, stage, self.parameters, self.layout, adapter, evaluations, training, figures)
         results.write(report, self.folder, trained)
         from trainer.model import detach_adapter
@@ -130,28 +139,36 @@ class StageJob:
             return load_adapter(base, self.folder), training
 
     def _evaluate(self, base: Base, adapted: PeftModel, sets: list[evaluate.QuestionSet]) -> list[dict[str, Any]]:
+        from trainer import merging
         from trainer.generate import answer
 
-        def asked(name: str) -> evaluate.Answer:
+        model: Any = adapted  # PEFT's wrapper answers like the model in it
+        self.choices["merge"] = merging.choose(adapted, base, self.parameters)
+        as_trained = merging.merged if self.choices.value("merge") else contextlib.nullcontext
+
+        def asked(name: str, state: Callable[[Any], contextlib.AbstractContextManager[Any]]) -> evaluate.Answer:
             def progress(done: int, rows: int) -> None:
                 self.report("progress", questions=name, answered=done, rows=rows)
 
             def run(rows: Any) -> Any:
-                found = answer(adapted, base.tokenizer, rows, self.parameters, progress)  # type: ignore[arg-type]
-                return found.predictions, found.tokens
+                with state(model):
+                    found = answer(model, base.tokenizer, rows, self.parameters, progress, report=self.report)
+                self.out_of_memory += found.out_of_memory
+                return found.predictions
 
             return run
 
         self.report("phase", phase="evaluating", rows=sum(len(item.rows) for item in sets))
-        evaluations: list[dict[str, Any]] = []
-        for questions in sets:
-            found, spent = evaluate.evaluate([questions], asked(questions.name))
-            evaluations += found
-            self.times.add("generate", spent["generate_seconds"])
-            self.times.add("score", spent["score_seconds"])
-        with self.times.of("base"), adapted.disable_adapter():
-            cache, base_hash = self.layout.cache, self.job["base_hash"]
-            scores = evaluate.base_scores(sets, asked("base model"), cache, base_hash, self.parameters)
+        evaluations, spent = evaluate.evaluate(sets, asked(" and ".join(item.name for item in sets), as_trained))
+        for part in ("generate", "score"):
+            self.times.add(part, spent[f"{part}_seconds"])
+        self.measured["generated_tokens_per_second"] = spent["generated_tokens_per_second"]
+        with self.times.of("base"):
+            alone = asked("base model", lambda model: model.disable_adapter())
+            computed = (base.quantised, str(base.dtype))
+            scores = evaluate.base_scores(
+                sets, alone, self.layout.cache, self.job["base_hash"], self.parameters, computed
+            )
         for item, score in zip(evaluations, scores, strict=True):
             item["base"] = score
         return evaluations
