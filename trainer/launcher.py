@@ -26,6 +26,7 @@ PARENT_VARIABLE = "STAGEGATE_LAUNCHER"
 # Shorter than the grace that the supervisor gives, so that torchrun is there to see its processes gone.
 SHUTDOWN_SECONDS = 15
 WATCH_SECONDS = 0.1  # torchrun's own interval
+PREFIX = "stagegate-crew-"  # of the private folder in the host's temporary one; the launcher's pid follows
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 
@@ -35,7 +36,8 @@ def main(command: Sequence[str], processes: int, descriptor: int) -> int:
     Which of them ended the others is told as a note through `descriptor`.
     """
     process.die_with_parent()
-    folder = Path(tempfile.mkdtemp(prefix="stagegate-crew-"))
+    _remove_left_behind()
+    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
     try:
         code = run(command, processes, folder, descriptor)
     finally:
@@ -89,6 +91,16 @@ def stay_with_parent() -> None:
     wanted = os.environ.get(PARENT_VARIABLE)
     if wanted and os.getppid() != int(wanted):
         sys.exit("the launcher of this process is gone")
+
+
+def _remove_left_behind() -> None:
+    """Remove the private folders of launchers that were killed and could not do it themselves."""
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        pid = path.name.removeprefix(PREFIX).partition("-")[0]
+        with contextlib.suppress(OSError):
+            ours = path.lstat().st_uid == os.geteuid() and path.is_dir() and not path.is_symlink()
+            if ours and pid.isdigit() and process.start_time(int(pid)) is None:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _tell(descriptor: int, text: str) -> None:
