@@ -20,6 +20,9 @@ MEETING_VARIABLE = "STAGEGATE_MEETING"  # where the processes find each other, w
 JOIN_SECONDS = 600.0  # imports on a slow machine whose disk is cold take minutes
 TOGETHER_SECONDS = 3600.0  # for what all reach within minutes of each other: steps, shares of the questions
 STAGE_SECONDS = 30 * 86400.0  # while the first process works for all of them; the stage's own timeout ends it
+# What tells libraries that they are one of several. They are not to know: accelerate would choose devices, wrap
+# models and exchange values on its own account, and one exchange that not all take part in stops them all.
+TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 NEWS_SECONDS = 3.0  # in which all that wait for the same thing notice that it failed
 
 
@@ -204,7 +207,7 @@ def joined(device: str = "auto") -> Crew:
     """The crew that torchrun's environment tells of (RANK, WORLD_SIZE, LOCAL_RANK), else ALONE.
 
     `device`: `cpu`, `cuda`, or auto: cuda where torch finds one. On cuda the process's GPU is chosen by LOCAL_RANK.
-    Errors: HostUnfit where there is none for it; TrainingFailed, which names the missing, when not all came within
+    Nothing of the crew is left in the environment. Errors: HostUnfit where there is none for it; TrainingFailed, which names the missing, when not all came within
     JOIN_SECONDS.
     """
     size = int(os.environ.get("WORLD_SIZE") or 1)
@@ -228,7 +231,10 @@ def joined(device: str = "auto") -> Crew:
     store.set(marks[rank], "1")
     if missing := _wait_for(store, marks, JOIN_SECONDS):
         raise TrainingFailed(_missed(missing, size, "the meeting", JOIN_SECONDS))
-    return Joined(rank, size, store, "nccl" if on_gpu else "gloo")
+    crew = Joined(rank, size, store, "nccl" if on_gpu else "gloo")
+    for name in TORCHRUN_VARIABLES:
+        os.environ.pop(name, None)
+    return crew
 
 
 def of_rank(rank: int, size: int) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer import process
+from trainer import gpu, process
 from trainer.crew import MEETING_VARIABLE, of_rank
 
 PARENT_VARIABLE = "STAGEGATE_LAUNCHER"
@@ -63,6 +63,8 @@ def run(command: Sequence[str], processes: int, folder: Path, descriptor: int) -
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="crew", role="worker",
         rdzv_backend="c10d", rdzv_endpoint=str(folder / "rendezvous"), rdzv_configs={"store_type": "file"},
         local_addr="127.0.0.1",  # else this machine's name, which many a container cannot look up
+        # Each process sees its own GPU alone, as number 0: no library has to be told which one it is.
+        virtual_local_rank=gpu.count(os.environ) >= processes,
         max_restarts=0, monitor_interval=WATCH_SECONDS, shutdown_timeout=SHUTDOWN_SECONDS,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
     )  # fmt: skip

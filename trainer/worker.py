@@ -14,7 +14,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,12 @@ class Worker:
         self.resident = Resident(layout, self.report, crew)
 
     def join(self, crew: Crew) -> None:
-        """Become one of several; those that do not speak leave the jobs to the first."""
+        """Become one of several; those that do not speak leave the jobs, and what is printed, to the first."""
         self.crew = self.resident.crew = crew
         if not crew.is_first:
-            nothing = os.open(os.devnull, os.O_RDONLY)
+            nothing = os.open(os.devnull, os.O_RDWR)
             os.dup2(nothing, 0)
+            os.dup2(nothing, 1)
             os.close(nothing)
 
     def report(self, event: str, **fields: Any) -> None:
@@ -60,7 +61,7 @@ class Worker:
         """Carry out jobs until standard input ends; after a failed job the process is not used again."""
         for line in self._jobs():
             job = json.loads(line)
-            redirect_output(self.layout.root / job["log"])
+            redirect_output(self.layout.root / job["log"], (1, 2) if self.crew.is_first else (2,))
             try:
                 result = self.carry_out(job)
             except Exception as problem:
@@ -99,14 +100,14 @@ class Worker:
         return StageJob(job, self.layout, self.resident, self.report, self.crew).carry_out()
 
 
-def redirect_output(path: Path) -> None:
+def redirect_output(path: Path, descriptors: Sequence[int] = (1, 2)) -> None:
     """Send standard output and error, also those of native libraries, to the end of a log file."""
     sys.stdout.flush()
     sys.stderr.flush()
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    for number in descriptors:
+        os.dup2(descriptor, number)
     os.close(descriptor)
 
 

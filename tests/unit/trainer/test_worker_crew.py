@@ -53,6 +53,10 @@ about = {"pid": os.getpid(), "rank": crew.rank, "variables": dict(os.environ), "
          "logs": [os.readlink(f"/proc/self/fd/{number}") for number in (1, 2)], "choice": job["processes"]}
 (root / f"about{crew.rank}.json").write_text(json.dumps(about))
 """
+PRINTED = """
+print('line of', crew.name, flush=True)
+print('careful in', crew.rank, file=sys.stderr, flush=True)
+"""
 WAIT = SHOWN + "crew.barrier()\ntime.sleep(300)"
 
 
@@ -86,7 +90,7 @@ def gone(host: TwoHost, *pids: int) -> bool:
 
 def test_two_processes_carry_a_plan_out_and_one_of_them_speaks(host: TwoHost) -> None:
     told = 'report("note", text=f"{crew.name} of {os.getppid()}")\nreport("note", text=str(crew.gather(crew.rank)))'
-    host.start_two(f"{SHOWN}{told}\nprint('line of', crew.rank, flush=True)", "sample", "style")
+    host.start_two(f"{SHOWN}{told}\n{PRINTED}", "sample", "style")
     assert host.end() == (0, "")
     assert host.outcomes() == {"sample": ("passed", 0), "style": ("passed", 0)}
     worker = host.plan()["worker"]["pid"]
@@ -95,7 +99,8 @@ def test_two_processes_carry_a_plan_out_and_one_of_them_speaks(host: TwoHost) ->
     one, two = host.about()
     assert one["choice"] == two["choice"] == {"value": 2, "reason": "num_processes"}
     log = (host.root / host.state("style")["log"]).read_text(encoding="utf-8")
-    assert sorted(line for line in log.splitlines() if line.startswith("line of")) == ["line of 0", "line of 1"]
+    assert [line for line in log.splitlines() if "of process" in line] == ["line of process 1 of 2"]
+    assert "careful in 0" in log and "careful in 1" in log, "what goes wrong in one is not hidden"
     assert gone(host, one["pid"], two["pid"], worker)
 
 
@@ -108,7 +113,8 @@ def test_the_supervisors_rules_hold_for_each_process(host: TwoHost) -> None:
         variables = about["variables"]
         assert (variables[process.PLAN_VARIABLE], variables["OMP_NUM_THREADS"]) == (marker, share)
         assert (about["oom"], variables["PYTHONUTF8"]) == ("500", "1")
-        assert about["logs"] == [str(host.root / host.state()["log"])] * 2
+    log = str(host.root / host.state()["log"])
+    assert one["logs"] == [log, log] and two["logs"] == ["/dev/null", log]
     assert one["input"].startswith("socket:") and two["input"] == "/dev/null"
     worker = host.plan()["worker"]["pid"]
     assert {one["pid"], two["pid"]} <= set(process.descendants(worker)), "its processor time is theirs"
