@@ -207,8 +207,8 @@ def joined(device: str = "auto") -> Crew:
     """The crew that torchrun's environment tells of (RANK, WORLD_SIZE, LOCAL_RANK), else ALONE.
 
     `device`: `cpu`, `cuda`, or auto: cuda where torch finds one. On cuda the process's GPU is chosen by LOCAL_RANK.
-    Nothing of the crew is left in the environment. Errors: HostUnfit where there is none for it; TrainingFailed, which names the missing, when not all came within
-    JOIN_SECONDS.
+    Nothing of the crew is left in the environment. Errors: HostUnfit where there is no GPU for it; TrainingFailed,
+    which names the missing, when not all came within JOIN_SECONDS.
     """
     size = int(os.environ.get("WORLD_SIZE") or 1)
     if size < 2 or not os.environ.get("RANK"):

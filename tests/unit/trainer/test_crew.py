@@ -72,7 +72,7 @@ me.barrier()
 told.update(
     who=[me.rank, me.size, me.is_first, me.name], sums=[whole.tolist(), half.tolist(), part.tolist()],
     first=first.tolist(), any=[me.any(me.rank == 1), me.any(False)], all=me.gather({"rank": me.rank}),
-    word=me.broadcast("first" if me.is_first else "not this"), once=me.once(lambda: os.environ["RANK"] + "!"),
+    word=me.broadcast("first" if me.is_first else "not this"), once=me.once(lambda: rank + "!"),
     ordered=me.in_shares(list("abcde"), lambda part: [f"{item}{me.rank}" for item in part]),
 )
 told["left"] = [name for name in crew.TORCHRUN_VARIABLES if name in os.environ]
