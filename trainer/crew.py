@@ -120,11 +120,10 @@ class Joined(Crew):
         self.store = store
         self.dist = dist
         self.count = 0
-        self.by_gloo = backend == "gloo"
         wait = timedelta(seconds=TOGETHER_SECONDS)
         with self._together("the meeting", JOIN_SECONDS):
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
-            self.control = dist.group.WORLD if self.by_gloo else dist.new_group(backend="gloo", timeout=wait)
+            self.control = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=wait)
             self.patient = dist.new_group(backend="gloo", timeout=timedelta(seconds=STAGE_SECONDS))
 
     def any(self, flag: bool) -> bool:
@@ -136,12 +135,12 @@ class Joined(Crew):
         return bool(found.item())
 
     def add_up(self, tensors: Sequence[Any]) -> None:
-        self._exchange(tensors, "the sum of the gradients", self.dist.all_reduce)
+        self._exchange(tensors, "the sum of the gradients", lambda flat, by: self.dist.all_reduce(flat, group=by))
 
     def spread(self, tensors: Sequence[Any]) -> None:
-        self._exchange(tensors, "the first weights", lambda flat: self.dist.broadcast(flat, src=0))
+        self._exchange(tensors, "the first weights", lambda flat, by: self.dist.broadcast(flat, src=0, group=by))
 
-    def _exchange(self, tensors: Sequence[Any], what: str, collective: Callable[[Any], Any]) -> None:
+    def _exchange(self, tensors: Sequence[Any], what: str, collective: Callable[[Any, Any], Any]) -> None:
         """Send the tensors through one flat buffer for each type, in place."""
         import torch
 
@@ -151,10 +150,11 @@ class Joined(Crew):
         with torch.no_grad():
             for same in kinds.values():
                 flat = torch.cat([tensor.reshape(-1) for tensor in same])
-                if not self.by_gloo:
+                on_gpu = flat.device.type != "cpu"
+                if on_gpu:
                     self.barrier()
                 with self._together(what):
-                    collective(flat)
+                    collective(flat, self.dist.group.WORLD if on_gpu else self.control)
                 for tensor, piece in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
                     tensor.copy_(piece.view_as(tensor))
 

@@ -9,11 +9,14 @@ Of several processes the first one reads the jobs and speaks for all; the others
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import logging
 import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,11 +45,16 @@ class Worker:
     def join(self, crew: Crew) -> None:
         """Become one of several; those that do not speak leave the jobs, and what is printed, to the first."""
         self.crew = self.resident.crew = crew
+        if crew.size > 1:  # transformers finds the others, and takes the missing wrapper for a mistake
+            unknowing = logging.getLogger("transformers.training_args")
+            unknowing.addFilter(lambda record: "parallel_mode" not in record.getMessage())
         if not crew.is_first:
             nothing = os.open(os.devnull, os.O_RDWR)
             os.dup2(nothing, 0)
             os.dup2(nothing, 1)
             os.close(nothing)
+            warnings.simplefilter("ignore")  # one of each is enough; errors are not hidden
+            os.environ.update(TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
 
     def report(self, event: str, **fields: Any) -> None:
         """Tell the supervisor; a supervisor that is gone ends the worker (nothing trains unseen)."""
@@ -114,6 +122,8 @@ def redirect_output(path: Path, descriptors: Sequence[int] = (1, 2)) -> None:
 def main(project_root: Path, report_descriptor: int) -> int:
     """Entry of `python -m trainer worker`, started by the supervisor, or once for each process by the launcher."""
     launcher.stay_with_parent()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a log is read while it grows, and its writer may be killed
+        sys.stdout.reconfigure(line_buffering=True)
     worker = Worker(state.Layout(project_root), os.dup(report_descriptor))
     try:
         worker.join(joined())
