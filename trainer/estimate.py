@@ -147,8 +147,8 @@ def head_bytes(shape: Shape, tokens: int, trained_share: float, *, dtype_bytes: 
     """TRL's fused head: one tile of logits, and the hidden states with their gradient, which it sums in float32."""
     rows = tokens if not on_gpu else max(1, round(tokens * min(1.0, trained_share)))
     tile = min(rows, TILE_TOKENS) * (TILE_WORDS if on_gpu else min(TILE_WORDS, shape.vocabulary))
-    # Without Triton the tile is folded by torch, which makes float32 copies of it.
-    return tile * (dtype_bytes if on_gpu else dtype_bytes + 8) + rows * shape.hidden * (4 + 2 * dtype_bytes)
+    # Without Triton torch folds the tile: at its peak seven float32 copies of it and a mask were counted.
+    return tile * (dtype_bytes if on_gpu else dtype_bytes + 29) + rows * shape.hidden * (4 + 2 * dtype_bytes)
 
 
 def overhead_bytes(shape: Shape, *, quantised: bool, dtype_bytes: int, on_gpu: bool) -> int:

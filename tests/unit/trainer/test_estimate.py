@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -159,3 +160,51 @@ def test_answering_grows_with_the_batch_and_a_merged_copy() -> None:
     assert twice.cache == 2 * found.cache and twice.weights == found.weights
     merged = answering_memory(QWEN3_8B, **wanted, merged_copy=True)
     assert merged.weights - found.weights == 2 * QWEN3_8B.linear_parameters
+
+
+def peak_bytes(step: Callable[[], None]) -> int:
+    """The most that torch's allocator of the CPU held at a time during `step`."""
+    from torch.profiler import ProfilerActivity, profile
+
+    step()  # what is made once only is made here
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        step()
+    results: Any = recorded.profiler
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_pass_peaks_where_it_is_estimated(dtype: torch.dtype, checkpointing: bool) -> None:
+    """Forward and backward with TRL's fused head, against the allocator: never less, and at most 10 % more."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    # A vocabulary of a whole tile: the allocator counts a tile's width, whether it is filled or not.
+    config = Qwen3Config(**{**settings(12, 128).to_dict(), "vocab_size": 32768})
+    model = Qwen3ForCausalLM(config).to(dtype)
+    add_fused_lm_head(model)
+    adapted: Any = get_peft_model(
+        model, LoraConfig(task_type="CAUSAL_LM", r=8, lora_dropout=0.05, target_modules="all-linear")
+    ).train()
+    if checkpointing:
+        adapted.gradient_checkpointing_enable({"use_reentrant": False})
+        adapted.enable_input_require_grads()
+    tokens = 256
+    ids = torch.zeros(1, tokens, dtype=torch.long)
+    positions = torch.cat([torch.arange(tokens // 2), torch.arange(tokens // 2)])[None]
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            found = adapted(input_ids=ids, position_ids=positions, labels=ids, use_cache=False, fused_lm_head=True)
+        found.loss.backward()
+
+    estimated = training_memory(
+        shape_of(config), rank=8, targets="all-linear", quantised=False, dtype_bytes=dtype.itemsize,
+        tokens_per_pass=tokens, longest=tokens // 2, checkpointing=checkpointing, trained_share=1.0, on_gpu=False,
+    )  # fmt: skip
+    assert 1 <= (estimated.activations + estimated.logits) / peak_bytes(step) <= 1.1
