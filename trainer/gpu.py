@@ -12,6 +12,9 @@ from typing import Any
 WAIT_SECONDS = 5.0
 SILENCE_SECONDS = 300.0  # a driver that does not answer is not asked again for so long
 QUERY = ("--query-gpu=utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits")
+CARD_QUERIES = ("name,memory.total,compute_cap", "name,memory.total")  # drivers before 510 do not know the third
+
+Card = tuple[str, int, "tuple[int, int] | None"]  # name, memory (MiB), compute capability where it is told
 _LISTED = re.compile(r"^GPU (\d+): .*\(UUID: (GPU-[^)\s]+)\)")  # a line of `nvidia-smi -L`
 _PART = re.compile(r"^\s+MIG ")  # below it: one part of a divided GPU
 
@@ -75,3 +78,22 @@ def _answer(command: list[str]) -> str:
         _hanging.append((time.monotonic(), asked))
         return ""
     return found if asked.returncode == 0 else ""
+
+
+def cards() -> list[Card]:
+    """Every card as nvidia-smi tells it; empty where there is none, or it hangs."""
+    command = shutil.which("nvidia-smi")
+    for query in CARD_QUERIES if command else ():
+        try:
+            text = _answer([str(command), f"--query-gpu={query}", "--format=csv,noheader,nounits"])
+            if text.strip():
+                return [_card(line) for line in text.splitlines()]
+        except (OSError, ValueError):
+            continue
+    return []
+
+
+def _card(line: str) -> Card:
+    name, memory, *more = (word.strip() for word in line.split(","))
+    major, _, minor = more[0].partition(".") if more else ("", "", "")
+    return name, int(memory), (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None

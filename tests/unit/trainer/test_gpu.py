@@ -75,6 +75,29 @@ def test_a_driver_that_hangs_is_waited_for_once(tmp_path: Path, monkeypatch: pyt
     assert gpu_load()["gpu_percent"] == 97
 
 
+def test_every_card_is_told_with_its_capability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_command(tmp_path, monkeypatch, "echo 'NVIDIA H200, 143771, 9.0'\necho 'Tesla T4, 15360, 7.5'")
+    assert gpu.cards() == [("NVIDIA H200", 143771, (9, 0)), ("Tesla T4", 15360, (7, 5))]
+
+
+def test_a_driver_that_does_not_know_capabilities_tells_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = "echo 'Field \"compute_cap\" is not a valid field to query.'; exit 2"
+    put_command(tmp_path, monkeypatch, f'case "$*" in *compute_cap*) {refusal};; esac\necho "Tesla K80, 11441"')
+    assert gpu.cards() == [("Tesla K80", 11441, None)]
+
+
+@pytest.mark.parametrize("text", ["exit 9", "exit 0", "echo 'NVIDIA-SMI has failed'", "echo 'H200, [N/A], 9.0'"])
+def test_a_command_that_tells_no_cards_is_a_host_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    put_command(tmp_path, monkeypatch, text)
+    assert gpu.cards() == []
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    assert gpu.cards() == []
+
+
 # How many there are
 
 FOUR = "\n".join(f"GPU {n}: NVIDIA H200 (UUID: GPU-{n}aa{n}-77)" for n in range(4))
