@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,12 @@ class Workload:
     @property
     def trained_share(self) -> float:
         return self.trained_tokens / self.tokens if self.tokens else 0.0
+
+    @property
+    def usual_answer(self) -> float:
+        """The mean length of the references, or of what is trained, where the questions have none."""
+        known = [question.reference for question in self.questions if question.reference]
+        return sum(known) / len(known) if known else self.trained_tokens / max(1, self.examples)
 
     @property
     def asked(self) -> int:
@@ -200,9 +206,3 @@ def _text(message: Row) -> str:
     content = message.get("content")
     calls = message.get("tool_calls")
     return (content if isinstance(content, str) else "") + (json.dumps(calls, ensure_ascii=False) if calls else "")
-
-
-def usual_answer(questions: Iterable[Question], workload: Workload) -> float:
-    """The mean length of the references, or of what is trained, where the questions have none."""
-    known = [question.reference for question in questions if question.reference]
-    return sum(known) / len(known) if known else workload.trained_tokens / max(1, workload.examples)
