@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 ATTENTION: dict[str, Attention] = {"flash_attention_2": "flash", "sdpa": "sdpa", "eager": "eager"}
+PADDING_FREE, PADDED = "padding_free", "padded"
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,11 @@ class TrainingNeeds:
     """What a training takes on a device, by the tokens of a pass and with or without checkpointing."""
 
     def __init__(
-        self, parameters: Parameters, device: Device, shape: Shape | None, base: Choices, lengths: Lengths
+        self, parameters: Parameters, device: Device, shape: Shape | None, base: Choices, packing: str, lengths: Lengths
     ) -> None:
         self.parameters, self.device, self.shape, self.base, self.lengths = parameters, device, shape, base, lengths
+        # Rows one after another attend without a mask, each by itself: what sdpa then saves is what flash-attn saves.
+        self.attention: Attention = "flash" if packing == PADDING_FREE else ATTENTION[base.value("attention")]
         self.room = safe_memory(device)
         self.known = shape is not None and self.room > 0
 
@@ -60,7 +63,7 @@ class TrainingNeeds:
             quantised=self.base.value("quantise"), dtype_bytes=DTYPE_BYTES[self.base.value("dtype")],
             tokens_per_pass=tokens, longest=self.lengths.longest, checkpointing=checkpointing,
             trained_share=self.lengths.trained_share, dropout=self.parameters.lora_dropout > 0,
-            attention=ATTENTION[self.base.value("attention")], on_gpu=self.device.kind == "cuda",
+            attention=self.attention, on_gpu=self.device.kind == "cuda",
         )  # fmt: skip
 
     def fit(self, tokens: int, checkpointing: bool) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trainer.budget import DTYPE_BYTES, Lengths, TrainingNeeds, safe_memory, told, unknown
+from trainer.budget import DTYPE_BYTES, PADDED, PADDING_FREE, Lengths, TrainingNeeds, safe_memory, told, unknown
 from trainer.config import Parameters
 from trainer.copies import size
 from trainer.device import Device
@@ -82,7 +82,7 @@ def for_training(
     """
     choices = Choices()
     choices.add("packing", *_packing(parameters, base))
-    needs = TrainingNeeds(parameters, device, shape, base, lengths)
+    needs = TrainingNeeds(parameters, device, shape, base, choices.value("packing"), lengths)
     examples = parameters.per_device_train_batch_size * parameters.gradient_accumulation_steps
     share = min(-(-examples // processes), max(lengths.rows, 1))
     passes = _passes if needs.known else _careful_passes
@@ -181,7 +181,7 @@ def _quantise(parameters: Parameters, device: Device, shape: Shape | None, chose
     whole = Choices(chosen)
     whole.add("quantise", False, "")
     longest = Lengths(1, parameters.max_length, parameters.max_length, 1.0)
-    needs = TrainingNeeds(parameters, device, shape, whole, longest)
+    needs = TrainingNeeds(parameters, device, shape, whole, _packing(parameters, chosen)[0], longest)
     if not needs.known:
         return True, _joined(unknown(shape), "weights of 4 bits need the least memory")
     tokens = max(parameters.tokens_per_pass or FAIR_PASS["cuda"], parameters.max_length)
@@ -204,8 +204,8 @@ def _packing(parameters: Parameters, base: Choices) -> tuple[str, str]:
     if parameters.packing != "auto":
         return parameters.packing, ASKED
     if base.value("attention") == "eager":
-        return "padded", "eager attention computes every pair of tokens in a pass"
-    return "padding_free", "no token is spent on padding"
+        return PADDED, "eager attention computes every pair of tokens in a pass"
+    return PADDING_FREE, "no token is spent on padding"
 
 
 def _passes(choices: Choices, parameters: Parameters, needs: TrainingNeeds, step: int) -> None:

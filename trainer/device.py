@@ -59,8 +59,12 @@ def found() -> Device:
 
 
 def told() -> Device:
-    """The device as nvidia-smi tells it, for a host that has no torch yet."""
-    cards = _visible(gpu.cards())
+    """The device as nvidia-smi tells it, for a host that has no torch yet.
+
+    Of unlike cards the least counts, also where CUDA_VISIBLE_DEVICES hides it.
+    """
+    count = gpu.count(os.environ)
+    cards = gpu.cards() if count else []
     if not cards:
         return _processor()
     capabilities = [capability for _, _, capability in cards if capability]
@@ -68,7 +72,7 @@ def told() -> Device:
     return Device(
         kind="cuda",
         name=cards[0][0],
-        count=len(cards),
+        count=count,
         memory_bytes=min(mebibytes for _, mebibytes, _ in cards) * 2**20,
         bf16_native=capability is not None and capability >= NATIVE_BF16,
         capability=capability,
@@ -125,19 +129,3 @@ def _is_installed(distribution: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _visible(cards: list[gpu.Card]) -> list[gpu.Card]:
-    """The cards that CUDA_VISIBLE_DEVICES leaves, which nvidia-smi does not look at."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None:
-        return cards
-    chosen: list[gpu.Card] = []
-    for name in (word.strip() for word in named.split(",")):
-        if name.isdecimal() and int(name) < len(cards):
-            chosen.append(cards[int(name)])
-        elif name.startswith(("GPU-", "MIG-")) and cards:
-            chosen.append(cards[0])  # named by an identity; hosts of unlike cards are rare
-        else:
-            break  # CUDA, too, stops at the first name that it does not know
-    return chosen

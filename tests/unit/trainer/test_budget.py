@@ -15,9 +15,11 @@ MODEL = shape.of_name("Qwen/Qwen3-8B")
 ROWS = budget.Lengths(10, 5000, 800, 0.5)
 
 
-def needs(device: Device = GPU, model: shape.Shape | None = MODEL, attention: str = "auto") -> budget.TrainingNeeds:
+def needs(
+    device: Device = GPU, model: shape.Shape | None = MODEL, attention: str = "sdpa", packing: str = "padding_free"
+) -> budget.TrainingNeeds:
     parameters = Parameters(use_qlora=False, attention=attention)
-    return budget.TrainingNeeds(parameters, device, model, choices.for_base(parameters, device, model), ROWS)
+    return budget.TrainingNeeds(parameters, device, model, choices.for_base(parameters, device, model), packing, ROWS)
 
 
 def test_examples_are_summed_up_one_by_one() -> None:
@@ -55,8 +57,12 @@ def test_more_tokens_need_more_and_checkpointing_needs_less() -> None:
     assert found.told(400_000, True).endswith("of 100.0 GB would be needed")
 
 
-def test_the_attention_of_the_base_counts() -> None:
-    assert needs(attention="sdpa").memory(4000, False).total > needs(attention="auto").memory(4000, False).total
+def test_the_attention_and_the_layout_count() -> None:
+    def total(attention: str, packing: str) -> int:
+        return needs(attention=attention, packing=packing).memory(4000, False).total
+
+    assert total("eager", "padded") > total("sdpa", "padded") > total("flash_attention_2", "padded")
+    assert total("sdpa", "padding_free") == total("flash_attention_2", "padding_free")
 
 
 def test_what_is_missing_is_named() -> None:

@@ -228,7 +228,7 @@ def test_a_pass_is_as_large_as_memory_holds_and_no_larger_than_is_worth_while() 
             "more gain little; "
         )
         found = training(device, model, lengths=replace(ROWS, rows=9999), **many)
-        needs = budget.TrainingNeeds(parameters(**many), device, model, base(device, model), ROWS)
+        needs = budget.TrainingNeeds(parameters(**many), device, model, base(device, model), "padding_free", ROWS)
         tokens, checkpointing = found.value("tokens_per_pass"), found.value("gradient_checkpointing")
         assert ROWS.longest < tokens < choices.FULL_PASS["cuda"]
         assert needs.fit(tokens, checkpointing) and not needs.fit(tokens + choices.PASS_STEP, checkpointing)
@@ -237,7 +237,7 @@ def test_a_pass_is_as_large_as_memory_holds_and_no_larger_than_is_worth_while() 
 
 def test_checkpointing_is_not_bought_with_the_smallest_pass() -> None:
     """Where only tiny passes fit without it, larger ones with it are faster."""
-    needs = budget.TrainingNeeds(parameters(), RTX, QWEN, base(RTX), ROWS)
+    needs = budget.TrainingNeeds(parameters(), RTX, QWEN, base(RTX), "padding_free", ROWS)
     assert needs.fit(ROWS.longest, False) and not needs.fit(choices.FAIR_PASS["cuda"], False)
     found = training(RTX)
     assert found.value("gradient_checkpointing") and found.value("tokens_per_pass") == 4800
