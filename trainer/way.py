@@ -64,7 +64,7 @@ class Way:
         """Memory of training and of answering; only where the shape is known."""
         assert self.shape is not None
         choose = self.choices.value
-        needs = TrainingNeeds(self.parameters, self.device, self.shape, self.choices, self.lengths)
+        needs = TrainingNeeds(self.parameters, self.device, self.shape, self.choices, choose("packing"), self.lengths)
         answering = answering_memory(
             self.shape, quantised=choose("quantise"), dtype_bytes=DTYPE_BYTES[choose("dtype")],
             batch=choose("eval_batch"), tokens=self.width, merged_copy=choose("merge"),
