@@ -7,12 +7,13 @@ are none.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import encoding, lastrun, throughput, workload
 from trainer.basefacts import BaseFacts
-from trainer.budget import ATTENTION, DTYPE_BYTES
+from trainer.budget import DTYPE_BYTES
 from trainer.config import Parameters
 from trainer.device import Device
 from trainer.errors import InputError
@@ -33,12 +34,17 @@ READ_BYTES_PER_SECOND = 1e9
 
 @dataclass(frozen=True)
 class Host:
-    """What the estimates of all stages share: the project root, the device and its speed, where the data lies."""
+    """What the estimates of all stages share: the project root, the device, where the data lies."""
 
     layout: Layout
     device: Device
     data_root: Path
-    speed: throughput.Speed | None = None
+
+    @cached_property
+    def speed(self) -> throughput.Speed | None:
+        """The device's figures; those of a processor are measured, which takes some tenths of a second."""
+        on_gpu = self.device.kind == "cuda"
+        return throughput.of_card(self.device.name) if on_gpu else throughput.of_processor()
 
 
 @dataclass(frozen=True)
@@ -106,11 +112,6 @@ def _rate(tokens: int, seconds: float | None) -> float | None:
     return round(tokens / seconds, 1) if seconds else None
 
 
-def speed_of(device: Device) -> throughput.Speed | None:
-    """The device's figures; those of a processor are measured, which takes some tenths of a second."""
-    return throughput.of_card(device.name) if device.kind == "cuda" else throughput.of_processor()
-
-
 def tokenizer_in(folder: Path | None) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a base that lies on this host, where transformers can load it."""
     if folder is None or not folder.is_dir():
@@ -155,19 +156,20 @@ def _from_last_run(host: Host, stage: str, way: Way, tokens: int) -> Seconds | N
 
 def _from_figures(host: Host, way: Way, tokens: int) -> Seconds | None:
     """From peak and bandwidth, which hold for a GPU's native types of 16 bits only."""
-    speed, shape, choose, on_gpu = host.speed, way.shape, way.choices.value, host.device.kind == "cuda"
+    shape, choose, on_gpu = way.shape, way.choices.value, host.device.kind == "cuda"
     native = choose("dtype") == "float16" or (choose("dtype") == "bfloat16" and host.device.bf16_native)
-    if speed is None or shape is None or (on_gpu and not native):
+    speed = host.speed if shape is not None and (native or not on_gpu) else None
+    if speed is None or shape is None:
         return None
     share = way.processes if on_gpu else 1  # processes on one processor share its cores
     of_step = tokens / way.steps / share
     passes = way.steps * max(1, -(-round(of_step) // choose("tokens_per_pass")))
-    masked = choose("packing") == "padding_free" and ATTENTION[choose("attention")] != "flash"  # computes every pair
-    seen = min(of_step, choose("tokens_per_pass")) if masked else way.work.pairs / way.work.tokens
+    seen = way.work.pairs / way.work.tokens  # by each token: no row looks at another
     mine = round(tokens / share)
     train = throughput.training_seconds(
         shape, speed, adapter=adapter_parameters(shape, way.parameters.lora_r, way.parameters.lora_target_modules),
-        tokens=mine, trained=round(mine * way.work.trained_share), pairs=mine * seen, passes=passes,
+        tokens=mine, trained=round(mine * way.work.trained_share), pairs=mine * seen, steps=way.steps,
+        passes=passes,
         checkpointing=choose("gradient_checkpointing"), quantised=choose("quantise"),
     )  # fmt: skip
     weights = weight_bytes(shape, quantised=choose("quantise"), dtype_bytes=DTYPE_BYTES[choose("dtype")])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import checkpoint, config, evaluate, examples, results, stages, state
+from trainer import account, checkpoint, config, evaluate, examples, peaks, results, stages, state
 from trainer.choices import Choices
 from trainer.crew import ALONE, Crew
 from trainer.resident import Resident
@@ -75,10 +75,13 @@ class StageJob:
         self.parameters = config.Parameters(**{name: item["value"] for name, item in job["parameters"].items()})
         self.folder = Path(job["folder"])
         self.times = Times()
+        self.measured: dict[str, Any] = {}
 
     def carry_out(self) -> dict[str, Any]:
         """Everything from the base to the files of the result; returns what the stage's state records."""
         job, stage, trained = self.job, self.stage, self.job["mode"] == "train"
+        began = time.monotonic()
+        peaks.reset()
         self.report("phase", phase="loading")
         with self.times.of("import"):
             _import_libraries()
@@ -89,6 +92,8 @@ class StageJob:
             numbered = examples.read(data_root, stage.data, job["fingerprint"]["parts"]["data"])
             rows = [row for _, row in numbered]
             sets = evaluate.question_sets(stage, self.table, self.parameters, data_root, rows)
+        with self.times.of("check"):
+            estimate = self._estimate(base) if trained and self.crew.is_first else None
         adapted, training = self._train(base, numbered) if trained else self._reload(base)
         evaluations = self._evaluate(base, adapted, sets)
         from trainer.model import detach_adapter
@@ -98,7 +103,13 @@ class StageJob:
             return {}
         with self.times.of("check"):
             adapter = results.adapter_hash(self.folder, stage.name)
-        figures = {"times": self.times.seconds, "choices": self.choices.table()}
+        figures = {
+            "times": self.times.seconds,
+            "wall_seconds": round(time.monotonic() - began, 3),
+            "choices": self.choices.table(),
+            "estimate": estimate,
+            "measured": account.measured(training, evaluations, self.times.seconds, self.measured),
+        }
         report = results.eval_report(job, stage, self.parameters, self.layout, adapter, evaluations, training, figures)
         results.write(report, self.folder, trained)
         return {
@@ -107,6 +118,10 @@ class StageJob:
             "summary": {item["name"]: item["result"]["summary"] for item in report["evaluations"]},
             "times": self.times.seconds,
         }
+
+    def _estimate(self, base: Base) -> dict[str, Any] | None:
+        data_root = Path(self.job["data_root"])
+        return account.estimated(self.layout, self.stage, self.table, self.parameters, data_root, base)
 
     def _train(self, base: Base, numbered: examples.Numbered) -> tuple[PeftModel, dict[str, Any]]:
         from trainer.model import attach_adapter

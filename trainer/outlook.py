@@ -33,7 +33,7 @@ def look(plan: Plan, layout: Layout) -> dict[str, Any]:
     asked for and cannot be had. What does not fit is told, not raised: see `refuse`.
     """
     table, found = stages.load(), device.told()
-    host = Host(layout, found, steps.data_root(plan.data_root), estimation.speed_of(found))
+    host = Host(layout, found, steps.data_root(plan.data_root))
     known: dict[tuple[str, ...], tuple[BaseFacts, Any]] = {}
     estimates: list[StageEstimate] = []
     for name in plan.stages:

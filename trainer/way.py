@@ -67,7 +67,8 @@ class Way:
         needs = TrainingNeeds(self.parameters, self.device, self.shape, self.choices, choose("packing"), self.lengths)
         answering = answering_memory(
             self.shape, quantised=choose("quantise"), dtype_bytes=DTYPE_BYTES[choose("dtype")],
-            batch=choose("eval_batch"), tokens=self.width, merged_copy=choose("merge"),
+            batch=min(choose("eval_batch"), max(1, self.work.asked)), tokens=self.width,
+            prompt=max((q.prompt for q in self.work.questions), default=1), merged_copy=choose("merge"),
             on_gpu=self.device.kind == "cuda",
         )  # fmt: skip
         return needs.memory(choose("tokens_per_pass"), choose("gradient_checkpointing")), answering
