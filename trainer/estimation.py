@@ -44,7 +44,7 @@ class Host:
     def speed(self) -> throughput.Speed | None:
         """The device's figures; those of a processor are measured, which takes some tenths of a second."""
         on_gpu = self.device.kind == "cuda"
-        return throughput.of_card(self.device.name) if on_gpu else throughput.of_processor()
+        return throughput.of_card(self.device.name) if on_gpu else throughput.of_processor(self.device.cores)
 
 
 @dataclass(frozen=True)

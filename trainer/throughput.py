@@ -7,9 +7,10 @@ gives way to what the last run on the host measured.
 
 from __future__ import annotations
 
+import os
 import re
-import time
-from collections.abc import Callable
+import subprocess
+import sys
 from dataclasses import dataclass
 
 from trainer.shape import Shape
@@ -27,6 +28,23 @@ TRAINING_LAYER_SECONDS = 3e-3
 ANSWERING_LAYER_SECONDS = 0.8e-3
 STEP_SECONDS = 10e-3
 TOKEN_SECONDS = 2e-3
+MEASURE_SECONDS = 10.0  # a machine that cannot even import numpy in that time is not measured
+# The best of many calls: others that use the cores only ever make one longer.
+_MEASURE = """
+import time
+import numpy
+side = 384
+left, right = numpy.ones((side, side), numpy.float32), numpy.ones((side, side), numpy.float32)
+data = numpy.zeros(4 << 20, numpy.float32)
+def fastest(work, seconds):
+    end, best = time.perf_counter() + seconds, 1e9
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - began)
+    return best
+print(2 * side**3 / fastest(lambda: left @ right, 0.1), 2 * data.nbytes / fastest(data.copy, 0.1))
+"""
 NF4_UNPACKED_BYTES = 4.5  # read half a byte, write two, read them again for the product
 
 
@@ -85,32 +103,24 @@ def of_card(name: str) -> Speed | None:
     return None
 
 
-def of_processor() -> Speed | None:
-    """What the processor does with a float32 product and a copy, measured in some tenths of a second; needs numpy."""
+def of_processor(cores: int) -> Speed | None:
+    """What so many cores do with a float32 product and a copy, from one of them; None without numpy.
+
+    Measured in a process of its own, because the threads of a product wait for each other where others use the
+    cores, and numpy takes their number from the environment when it is imported. Takes about half a second.
+    """
+    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     try:
-        import numpy
-    except ImportError:
+        done = subprocess.run(
+            [sys.executable, "-c", _MEASURE], env={**os.environ, **one}, capture_output=True, text=True, check=True,
+            timeout=MEASURE_SECONDS,
+        )  # fmt: skip
+        product, copy = (float(word) for word in done.stdout.split())
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None
-    side = 384
-    left, right = numpy.ones((side, side), numpy.float32), numpy.ones((side, side), numpy.float32)
-    copied = numpy.zeros(4 << 20, numpy.float32)
-    product = _fastest(lambda: left @ right)
-    copy = _fastest(lambda: copied.copy())
-    flops, bandwidth = 2 * side**3 / product, 2 * copied.nbytes / copy
-    source = f"measured here: {flops / 1e9:.0f} Gflop/s (float32) and {bandwidth / 1e9:.0f} GB/s"
+    flops, bandwidth = cores * product, copy  # the cores share the bandwidth
+    source = f"measured here: {flops / 1e9:.0f} Gflop/s (float32, {cores} cores) and {bandwidth / 1e9:.0f} GB/s"
     return Speed(flops, bandwidth, source, PROCESSOR_SHARE, ahead=False)
-
-
-def _fastest(work: Callable[[], object], seconds: float = 0.3) -> float:
-    """The shortest of the calls within that time: others that use the processor only ever make one longer."""
-    end, best = time.perf_counter() + seconds, float("inf")
-    while True:
-        began = time.perf_counter()
-        work()
-        now = time.perf_counter()
-        best = min(best, now - began)
-        if now >= end:
-            return best
 
 
 def training_flops(
