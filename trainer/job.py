@@ -75,6 +75,7 @@ class StageJob:
         self.parameters = config.Parameters(**{name: item["value"] for name, item in job["parameters"].items()})
         self.folder = Path(job["folder"])
         self.times = Times()
+        self.estimate: dict[str, Any] | None = None  # made before a training begins
         self.measured: dict[str, Any] = {}
 
     def carry_out(self) -> dict[str, Any]:
@@ -92,8 +93,6 @@ class StageJob:
             numbered = examples.read(data_root, stage.data, job["fingerprint"]["parts"]["data"])
             rows = [row for _, row in numbered]
             sets = evaluate.question_sets(stage, self.table, self.parameters, data_root, rows)
-        with self.times.of("check"):
-            estimate = self._estimate(base) if trained and self.crew.is_first else None
         adapted, training = self._train(base, numbered) if trained else self._reload(base)
         evaluations = self._evaluate(base, adapted, sets)
         from trainer.model import detach_adapter
@@ -107,7 +106,7 @@ class StageJob:
             "times": self.times.seconds,
             "wall_seconds": round(time.monotonic() - began, 3),
             "choices": self.choices.table(),
-            "estimate": estimate,
+            "estimate": self.estimate,
             "measured": account.measured(training, evaluations, self.times.seconds, self.measured),
         }
         report = results.eval_report(job, stage, self.parameters, self.layout, adapter, evaluations, training, figures)
@@ -119,14 +118,14 @@ class StageJob:
             "times": self.times.seconds,
         }
 
-    def _estimate(self, base: Base) -> dict[str, Any] | None:
-        data_root = Path(self.job["data_root"])
-        return account.estimated(self.layout, self.stage, self.table, self.parameters, data_root, base)
-
     def _train(self, base: Base, numbered: examples.Numbered) -> tuple[PeftModel, dict[str, Any]]:
         from trainer.model import attach_adapter
         from trainer.train import train
 
+        if self.crew.is_first:
+            with self.times.of("check"):
+                where = self.layout, self.stage, self.table, self.parameters, Path(self.job["data_root"])
+                self.estimate = account.estimated(*where, base)
         with self.times.of("data"):
             context = getattr(base.model.config, "max_position_embeddings", self.parameters.max_length)
             encoded = examples.of_rows(numbered, self.stage.data, base.tokenizer, self.parameters, context)
