@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import checkpoint, config, evaluate, examples, libraries, results, stages, state
+from trainer import account, checkpoint, config, evaluate, examples, libraries, peaks, results, stages, state
 from trainer.choices import Choice, Choices
 from trainer.crew import ALONE, Crew
 from trainer.resident import Resident
@@ -73,12 +73,15 @@ class StageJob:
         self.folder = Path(job["folder"])
         self.times = Times()
         self.choices = Choices()
+        self.estimate: dict[str, Any] | None = None  # made before a training begins
         self.measured: dict[str, Any] = {}
         self.out_of_memory: list[dict[str, Any]] = []
 
     def carry_out(self) -> dict[str, Any]:
         """Everything from the base to the files of the result; returns what the stage's state records."""
         job, stage, trained = self.job, self.stage, self.job["mode"] == "train"
+        began = time.monotonic()
+        peaks.reset()
         self.report("phase", phase="loading")
         if "processes" in job:
             self.take(Choices(processes=Choice("processes", **job["processes"])))
@@ -107,8 +110,10 @@ class StageJob:
             adapter = results.adapter_hash(self.folder, stage.name)
         figures = {
             "times": self.times.seconds,
+            "wall_seconds": round(time.monotonic() - began, 3),
             "choices": self.choices.table(),
-            "measured": self.measured,
+            "estimate": self.estimate,
+            "measured": account.measured(training, evaluations, self.times.seconds, self.measured),
             "out_of_memory": self.out_of_memory,
         }
         report = results.eval_report(job, stage, self.parameters, self.layout, adapter, evaluations, training, figures)
@@ -132,6 +137,10 @@ class StageJob:
         from trainer.model import attach_adapter
         from trainer.train import train
 
+        if self.crew.is_first:
+            with self.times.of("check"):
+                where = self.layout, self.stage, self.table, self.parameters, Path(self.job["data_root"])
+                self.estimate = account.estimated(*where, base)
         with self.times.of("data"):
             context = getattr(base.model.config, "max_position_embeddings", self.parameters.max_length)
             encoded = examples.of_source(source, base.tokenizer, self.parameters, context, self.layout.cache)

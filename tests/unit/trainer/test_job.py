@@ -111,6 +111,11 @@ def test_a_stage_lost_in_evaluation_goes_to_evaluation_again(
     assert (chosen["dtype"], chosen["quantise"], chosen["attention"]) == ("float32", False, "sdpa")
     assert "| resumed from | step 9 |" in (tmp_path / "two" / "eval_report_sample.md").read_text(encoding="utf-8")
     assert "spent" not in found["training"]
+    for report in (whole, found):
+        assert report["estimate"]["steps"] == 9 and report["estimate"]["counted"] == "counted"
+        assert report["estimate"]["memory_bytes"] > 0 and report["measured"]["peak_process_bytes"] > 0
+        assert report["wall_seconds"] > 0.9 * sum(report["times"].values())
+    assert "| memory of the process |" in (tmp_path / "plain" / "eval_report_sample.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
