@@ -21,7 +21,7 @@ from trainer.encoding import question_of, render_prompt, render_turn
 from trainer.errors import HostUnfit, InputError
 
 # Questions at a time where nobody says how many memory holds. Measured on a CPU (benchmarks/generation.py):
-# fewer leave it waiting, more are no faster.
+# with fewer it is slower, with more no faster.
 BATCH = 32
 SHORTEST_CAP = 64  # tokens: a cap from a very short reference would cut answers that only say it in other words
 PROGRESS_SECONDS = 1.0  # between two reports

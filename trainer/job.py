@@ -137,7 +137,8 @@ class StageJob:
         from trainer.generate import answer
 
         model: Any = adapted  # PEFT's wrapper answers like the model in it
-        self.choices["merge"] = merging.choose(adapted, base, self.parameters)
+        self.choices["merge"] = merging.choose(adapted, base, self.parameters, self.choices.get("merge"))
+        batch = self.choices.value("eval_batch") if "eval_batch" in self.choices else 0
         as_trained = merging.merged if self.choices.value("merge") else contextlib.nullcontext
 
         def asked(name: str, state: Callable[[Any], contextlib.AbstractContextManager[Any]]) -> evaluate.Answer:
@@ -146,7 +147,9 @@ class StageJob:
 
             def run(rows: Any) -> Any:
                 with state(model):
-                    found = answer(model, base.tokenizer, rows, self.parameters, progress, report=self.report)
+                    found = answer(
+                        model, base.tokenizer, rows, self.parameters, progress, batch=batch, report=self.report
+                    )
                 self.out_of_memory += found.out_of_memory
                 return found.predictions
 
