@@ -176,8 +176,9 @@ class StageJob:
         from trainer.generate import answer
 
         model: Any = adapted  # PEFT's wrapper answers like the model in it
-        found = self.crew.gather(merging.choose(adapted, base, self.parameters))
+        found = self.crew.gather(merging.choose(adapted, base, self.parameters, self.choices.get("merge")))
         self.take(Choices(merge=min(found, key=lambda choice: bool(choice.value))))  # as the one that cannot
+        batch = self.choices.value("eval_batch") if "eval_batch" in self.choices else 0
         as_trained = merging.merged if self.choices.value("merge") else contextlib.nullcontext
 
         def answers(rows: list[Any], name: str, total: int) -> list[Any]:
@@ -185,7 +186,7 @@ class StageJob:
                 self.report("progress", questions=name, answered=min(done * self.crew.size, total), rows=total)
 
             with model.disable_adapter() if name == BASE else as_trained(model):
-                found = answer(model, base.tokenizer, rows, self.parameters, progress, report=self.report)
+                found = answer(model, base.tokenizer, rows, self.parameters, progress, batch=batch, report=self.report)
             self.out_of_memory += found.out_of_memory
             return found.predictions
 
