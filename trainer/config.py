@@ -67,7 +67,9 @@ class Parameters:
         "none", "shell file of the host with the proxy of its downloads, such as /etc/network_turbo", scope="runtime"
     )
     enable_thinking: bool = _parameter(False, "Qwen3 think block, the same in training, evaluation and export")
-    use_qlora: bool = _parameter(True, "4-bit nf4 base with double quantisation (QLoRA)")
+    use_qlora: bool | str = _parameter(
+        True, "4-bit nf4 base with double quantisation (QLoRA); auto: only where memory does not hold the whole base"
+    )
     compute_dtype: str = _parameter(
         "auto",
         "floating point type of the computation; auto: bfloat16 where it is native",
@@ -83,8 +85,13 @@ class Parameters:
     max_steps: int = _parameter(
         -1, "end after this many optimiser steps; -1: as the epochs say", unit="steps", minimum=-1
     )
-    per_device_train_batch_size: int = _parameter(1, "examples per step and device", minimum=1)
-    gradient_accumulation_steps: int = _parameter(8, "steps per optimiser update", minimum=1)
+    per_device_train_batch_size: int = _parameter(
+        1, "examples at a time; times gradient_accumulation_steps: the examples of an optimiser step, on any host",
+        minimum=1,
+    )  # fmt: skip
+    gradient_accumulation_steps: int = _parameter(
+        8, "how many times so many examples make an optimiser step", minimum=1
+    )
     learning_rate: float = _parameter(1e-4, "peak learning rate", above=0.0, maximum=1.0)
     lr_scheduler_type: str = _parameter(
         "cosine",
@@ -95,7 +102,9 @@ class Parameters:
     weight_decay: float = _parameter(0.0, "AdamW weight decay", minimum=0.0, maximum=1.0)
     max_grad_norm: float = _parameter(1.0, "gradient clipping; 0: none", minimum=0.0)
     max_length: int = _parameter(2048, "longest training example; longer rows are refused", unit="tokens", minimum=16)
-    gradient_checkpointing: bool = _parameter(True, "recompute activations to save memory")
+    gradient_checkpointing: bool | str = _parameter(
+        "auto", "recompute activations to save memory, 20 to 30 % slower; auto: only where memory asks for it"
+    )
     seed: int = _parameter(42, "seed of every random choice", minimum=0, maximum=2**32 - 1)
     gate_questions: str = _parameter(
         "held_out",
@@ -103,8 +112,41 @@ class Parameters:
         scope="evaluation",
         choices=("held_out", "trained"),
     )
-    per_device_eval_batch_size: int = _parameter(16, "questions answered at a time", scope="evaluation", minimum=1)
+    per_device_eval_batch_size: int = _parameter(
+        0, "questions answered at a time; 0: as many as memory holds", scope="evaluation", minimum=0
+    )
     max_new_tokens: int = _parameter(1024, "longest answer", unit="tokens", scope="evaluation", minimum=1)
+    max_new_tokens_ratio: float = _parameter(
+        2.0, "longest answer relative to the row's reference answer, at least 64 tokens; 0: no such limit",
+        scope="evaluation", minimum=0.0,
+    )  # fmt: skip
+    merge_adapter: str = _parameter(
+        "auto", "answer with the adapter merged into the weights; auto: where the answers stay the same",
+        scope="evaluation", choices=("auto", "off"),
+    )  # fmt: skip
+    attention: str = _parameter(
+        "auto", "attention implementation; auto: the fastest that the host has", scope="runtime",
+        choices=("auto", "eager", "sdpa", "flash_attention_2"),
+    )  # fmt: skip
+    packing: str = _parameter(
+        "auto", "layout of a step's examples: padding_free (one after another, never seeing each other) or padded",
+        scope="runtime", choices=("auto", "padding_free", "padded"),
+    )  # fmt: skip
+    tokens_per_pass: int = _parameter(
+        0, "tokens that go through the model at once in training; 0: as memory allows", unit="tokens", scope="runtime",
+        minimum=0,
+    )  # fmt: skip
+    fused_kernels: str = _parameter(
+        "auto", "fused kernels (Liger); auto: where they are installed and the device is a GPU", scope="runtime",
+        choices=("auto", "off"),
+    )  # fmt: skip
+    compile_above_steps: int = _parameter(
+        0, "compile the model for a training of at least so many steps; 0: never", unit="steps", scope="runtime",
+        minimum=0,
+    )  # fmt: skip
+    num_processes: int = _parameter(
+        0, "processes that share a stage; 0: one for each GPU, one without a GPU", scope="runtime", minimum=0
+    )
     logging_steps: int = _parameter(1, "report the loss every so many steps", unit="steps", scope="runtime", minimum=1)
     save_steps: int = _parameter(
         500, "write a checkpoint every so many optimiser steps; 0: not by steps", unit="steps", scope="runtime",
@@ -126,6 +168,7 @@ class Parameters:
     )
 
 
+SWITCH = "bool | str"  # the type of a parameter that is true, false or "auto"
 FIELDS: dict[str, dataclasses.Field[Any]] = {item.name: item for item in fields(Parameters)}
 ENVIRONMENT_NAMES: dict[str, str] = {name.upper(): name for name in FIELDS}
 _TRUE = {"true", "yes", "on", "1", "y"}
@@ -151,6 +194,8 @@ def convert(name: str, value: Any) -> Any:
     kind, meta = item.type, item.metadata
     if kind == "bool":
         result: Any = _to_bool(value)
+    elif kind == SWITCH:
+        result = "auto" if str(value).strip().lower() == "auto" else _to_bool(value, "true, false or auto")
     elif kind in ("int", "float"):
         result = _to_number(value, whole=kind == "int")
     else:
@@ -186,13 +231,13 @@ def _check_source(name: str, value: str) -> None:
         raise ValueError(f"is {found}; give auto, or an address such as https://hub.example.org")
 
 
-def _to_bool(value: Any) -> bool:
+def _to_bool(value: Any, words: str = "true or false") -> bool:
     if isinstance(value, bool):
         return value
     word = str(value).strip().lower()
     if word in _TRUE | _FALSE:
         return word in _TRUE
-    raise ValueError(f"is {_shown(value)}; give true or false")
+    raise ValueError(f"is {_shown(value)}; give {words}")
 
 
 def _to_number(value: Any, *, whole: bool) -> int | float:

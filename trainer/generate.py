@@ -41,7 +41,7 @@ def answer(
     was_training = model.training
     model.eval()
     try:
-        for chosen in _batches(prompts, caps, parameters.per_device_eval_batch_size):
+        for chosen in _batches(prompts, caps, parameters.per_device_eval_batch_size or 64):
             outputs = _generate(model, tokenizer, [prompts[i] for i in chosen], caps[chosen[0]])
             for index, tokens in zip(chosen, outputs, strict=True):
                 answers[index] = prediction(str(rows[index]["id"]), tokens, tokenizer)

@@ -45,7 +45,7 @@ def load_base(path: str, parameters: Parameters) -> Base:
     options: dict[str, Any] = {
         "dtype": dtype, "trust_remote_code": False, "use_safetensors": True, "local_files_only": True,
     }  # fmt: skip
-    if parameters.use_qlora:
+    if parameters.use_qlora is True:
         options["quantization_config"] = quantisation(dtype)
     if torch.cuda.is_available():
         options["device_map"] = {"": 0}
@@ -60,7 +60,7 @@ def load_base(path: str, parameters: Parameters) -> Base:
         # gradient flows, and the next stage would train on another base than the one before.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return Base(model, tokenizer, dtype, parameters.use_qlora, path)
+    return Base(model, tokenizer, dtype, parameters.use_qlora is True, path)
 
 
 def quantisation(dtype: torch.dtype) -> Any:

@@ -16,7 +16,7 @@ def described(item: Any) -> dict[str, Any]:
         if meta[key] is not None
     ]
     return {
-        "type": item.type,
+        "type": "bool | auto" if item.type == config.SWITCH else item.type,
         "unit": meta["unit"],
         "limits": ", ".join(bounds) or " | ".join(meta["choices"]),
         "help": meta["help"],
@@ -34,7 +34,9 @@ def markdown_parameters() -> str:
     for name, item in config.FIELDS.items():
         found = described(item)
         limits = found["limits"].replace("|", "\\|")
-        kind = " ".join(part for part in (found["type"], found["unit"] and f"({found['unit']})", limits) if part)
+        kind = " ".join(
+            part for part in (found["type"].replace("|", "or"), found["unit"] and f"({found['unit']})", limits) if part
+        )
         lines.append(f"| `{name}` | `{literal(item.default)}` | {kind} | {found['help']} |")
     return "\n".join(lines)
 

@@ -89,8 +89,8 @@ def settings(parameters: Parameters, base: Base, folder: Path, examples: int) ->
         data_seed=parameters.seed,
         bf16=base.dtype == torch.bfloat16,
         fp16=base.dtype == torch.float16,
-        gradient_checkpointing=parameters.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if parameters.gradient_checkpointing else None,
+        gradient_checkpointing=parameters.gradient_checkpointing is True,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if parameters.gradient_checkpointing is True else None,
         logging_steps=parameters.logging_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,  # the filter would hide a NaN loss behind the last good one

@@ -180,13 +180,14 @@ class Server:
 def carry_out_job(root: Path, job: dict[str, Any], reports: Path, dies_in_evaluation: bool) -> None:
     """A child that is a worker with one job; it may be killed when the training lies behind it."""
     from trainer import worker
+    from trainer.job import StageJob
     from trainer.state import Layout
 
     def dies(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     if dies_in_evaluation:
-        worker.Worker._evaluate = dies  # type: ignore[method-assign,assignment]
+        StageJob._evaluate = dies  # type: ignore[method-assign,assignment]
     with reports.open("a", encoding="utf-8") as stream:
         worker.Worker(Layout(root), os.dup(stream.fileno())).carry_out(job)
 

@@ -82,8 +82,9 @@ def test_values_are_converted_to_the_type_of_the_field(name: str, given: Any, va
 @pytest.mark.parametrize(
     ("name", "wrong", "words", "right"),
     [
-        ("use_qlora", "maybe", "give true or false", "true"),
-        ("use_qlora", None, "give true or false", "false"),
+        ("use_qlora", "maybe", "give true, false or auto", "auto"),
+        ("use_modelscope", "auto", "give true or false", "true"),
+        ("use_qlora", None, "give true, false or auto", "false"),
         ("learning_rate", "fast", "give a number", "1e-3"),
         ("learning_rate", "nan", "give a number", "1e-3"),
         ("learning_rate", "0", "it must be more than 0", "1e-9"),
@@ -179,7 +180,8 @@ def test_convert_gives_the_fields_type_or_a_value_error(name: str, value: Any) -
     except ValueError as problem:
         assert str(problem).startswith("is "), "the sentence is completed by the source before it"
     else:
-        assert type(found).__name__ == config.FIELDS[name].type
+        assert type(found).__name__ in config.FIELDS[name].type.split(" | ")
+        assert config.FIELDS[name].type != config.SWITCH or found in (True, False, "auto")
         assert config.convert(name, found) == found
 
 

@@ -23,7 +23,7 @@ def test_limits_and_choices_are_told_in_short(name: str, limits: str) -> None:
 def test_every_parameter_has_a_type_and_help(name: str) -> None:
     found = tables.described(config.FIELDS[name])
     assert set(found) == {"type", "unit", "limits", "help"}
-    assert found["help"] and found["type"] in ("str", "int", "float", "bool")
+    assert found["help"] and found["type"] in ("str", "int", "float", "bool", "bool | auto")
 
 
 @pytest.mark.parametrize(("value", "text"), [(True, "true"), (False, "false"), (8, "8"), (2e-4, "0.0002"), ("a", "a")])

@@ -1,0 +1,128 @@
+"""The path of one stage through the worker."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import write_data
+from tests.unit.trainer.interrupted import Server, carry_out_job, read_reports
+from trainer import checkpoint, digest, fingerprint, job, stages
+from trainer.config import FIELDS, table
+from trainer.errors import InputError
+from trainer.resident import Resident
+from trainer.state import Layout
+
+TABLE = stages.load()
+
+
+def ignore(*_: Any, **__: Any) -> None:
+    """A report that nobody hears."""
+
+
+def test_seconds_within_another_part_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 4.0, 10.0, 20.0, 21.0])
+    monkeypatch.setattr(job.time, "monotonic", lambda: next(clock))
+    times = job.Times()
+    with times.of("outer"), times.of("inner"):
+        pass
+    assert times.seconds == {"inner_seconds": 3.0, "outer_seconds": 7.0}
+    with times.of("outer"):
+        pass
+    times.move("outer", {"train_seconds": 5.5})
+    assert times.seconds == {"inner_seconds": 3.0, "outer_seconds": 2.5, "train_seconds": 5.5}
+
+
+class Reached(Exception):
+    """The worker went on to the training."""
+
+
+@pytest.mark.parametrize(("late_edit", "expected"), [(b"\n", InputError), (b"", Reached)])
+def test_data_that_changed_after_the_plan_had_looked_is_refused(
+    tmp_path: Path, tiny_parameters: Any, monkeypatch: pytest.MonkeyPatch, late_edit: bytes, expected: type[Exception]
+) -> None:
+    data = write_data(tmp_path / "data")
+    file = data / TABLE.stage("sample").data
+    asked = {
+        "stage": "sample", "mode": "train", "parameters": table(tiny_parameters(), dict.fromkeys(FIELDS, "test")),
+        "data_root": str(data), "folder": str(tmp_path), "corpus": str(tmp_path),
+        "fingerprint": {"parts": {"data": digest.of_file(file)}},
+    }  # fmt: skip
+    file.write_bytes(file.read_bytes() + late_edit)
+
+    def train(*_: Any) -> None:
+        raise Reached
+
+    monkeypatch.setattr(Resident, "get", lambda *_: None)
+    monkeypatch.setattr(job.StageJob, "_train", train)
+    with pytest.raises(expected):
+        job.StageJob(asked, Layout(tmp_path), Resident(Layout(tmp_path), ignore), ignore).carry_out()
+
+
+@pytest.fixture
+def make_job(tmp_path: Path, tiny_data: Path, tiny_parameters: Any) -> Callable[..., dict[str, Any]]:
+    """Makes a job as the supervisor sends it, in a fresh folder each time."""
+
+    def make(name: str, **changes: Any) -> dict[str, Any]:
+        parameters = tiny_parameters(max_steps=9, max_new_tokens=4, **changes)
+        stage, folder = TABLE.stage("sample"), tmp_path / name
+        folder.mkdir()
+        training = fingerprint.training_parts(stage, parameters, tiny_data, "base", "")
+        parts = {**training, **fingerprint.evaluation_parts(stage, TABLE, parameters, tiny_data)}
+        return {
+            "stage": "sample", "mode": "train", "plan_id": "p", "attempt": 1, "gate": "strict",
+            "parameters": table(parameters, dict.fromkeys(FIELDS, "test")), "base_hash": "base", "source_id": "s",
+            "fingerprint": {"training": digest.of_value(training), "evaluation": "e", "parts": parts},
+            "data_root": str(tiny_data), "corpus": str(tmp_path), "folder": str(folder), "log": "log",
+            "checkpoints": str(tmp_path / "checkpoints" / "sample"),
+        }  # fmt: skip
+
+    return make
+
+
+def test_a_stage_lost_in_evaluation_goes_to_evaluation_again(
+    tmp_path: Path, make_job: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    server, reports = Server(), tmp_path / "reports"
+    plain = {name: value for name, value in make_job("plain").items() if name != "checkpoints"}
+    assert server.call(carry_out_job, tmp_path, plain, reports, False) == 0
+    assert read_reports(reports, "checkpoint", "resumed") == []
+    assert server.call(carry_out_job, tmp_path, make_job("one", save_steps=3), reports, True) == -signal.SIGKILL
+    steps = [report["step"] for report in read_reports(reports, "checkpoint")]
+    assert steps == [3, 6, 9]
+    again = make_job("two", save_steps=3)
+    assert server.call(carry_out_job, tmp_path, again, reports, False) == 0
+    (resumed,) = read_reports(reports, "resumed")
+    assert (resumed["step"], resumed["checkpoint"], resumed["skipped"]) == (9, "step-9", [])
+    whole, found = (json.loads((tmp_path / name / "eval_report_sample.json").read_text()) for name in ("plain", "two"))
+    assert found["fingerprint"]["adapter"] == whole["fingerprint"]["adapter"]
+    assert found["training"]["resumed_from_steps"] == [9] and whole["training"]["resumed_from_steps"] == []
+    assert (found["times"]["train_seconds"], found["training"]["checkpoints_written"]) == (0, 3)
+    assert found["times"]["checkpoint_seconds"] > 0 == whole["times"]["checkpoint_seconds"]
+    assert "| resumed from | step 9 |" in (tmp_path / "two" / "eval_report_sample.md").read_text(encoding="utf-8")
+    assert "spent" not in found["training"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"learning_rate": 0.5}, ["learning_rate was 0.01, is 0.5"]), ({"save_steps": 7, "max_new_tokens": 9}, [])],
+)
+def test_only_what_shapes_the_training_binds_its_checkpoints(
+    make_job: Callable[..., dict[str, Any]], tmp_path: Path, tiny_parameters: Any, tiny_corpus: Path,
+    change: dict[str, Any], words: list[str],
+) -> None:  # fmt: skip
+    base = Resident(Layout(tmp_path), ignore).get(tiny_parameters(), tiny_corpus)
+    before, after = tiny_parameters(), tiny_parameters(**change)
+    asked = make_job("one")
+    one, other = (job.store(asked, parameters, base) for parameters in (before, after))
+    assert one is not None and other is not None
+    assert checkpoint.differences(one.inputs, other.inputs) == words
+    assert one.inputs["device"] == base.model.device.type and one.inputs["dtype"] == "float32"
+    assert all(one.inputs["libraries"][name] for name in ("torch", "transformers", "trl", "peft", "accelerate"))
+    assert job.store({**asked, "checkpoints": ""}, before, base) is None

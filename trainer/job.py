@@ -1,0 +1,168 @@
+"""The path of one stage through the worker: base, examples, training, answers, result."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer import checkpoint, config, evaluate, examples, results, stages, state
+from trainer.resident import Resident
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from trainer.model import Base
+
+Job = dict[str, Any]
+
+
+class Times:
+    """Seconds by part; what is measured within another part is not counted twice."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.inner = [0.0]
+
+    @contextlib.contextmanager
+    def of(self, part: str) -> Iterator[None]:
+        """Count what happens within as `<part>_seconds`."""
+        began = time.monotonic()
+        self.inner.append(0.0)
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - began
+            self.add(part, spent - self.inner.pop())
+            self.inner[-1] += spent
+
+    def add(self, part: str, seconds: float) -> None:
+        name = f"{part}_seconds"
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 3)
+
+    def move(self, source: str, parts: dict[str, float]) -> None:
+        """Seconds already counted in `source` that belong to others, by name with `_seconds`."""
+        for name, seconds in parts.items():
+            self.add(name.removesuffix("_seconds"), seconds)
+            self.add(source, -seconds)
+
+
+class StageJob:
+    """One job of the worker: trains (or only scores) a stage into the job's fresh folder."""
+
+    def __init__(self, job: Job, layout: state.Layout, resident: Resident, report: Callable[..., None]) -> None:
+        self.job = job
+        self.layout = layout
+        self.resident = resident
+        self.report = report
+        self.table = stages.load()
+        self.stage = self.table.stage(job["stage"])
+        self.parameters = config.Parameters(**{name: item["value"] for name, item in job["parameters"].items()})
+        self.folder = Path(job["folder"])
+        self.times = Times()
+
+    def carry_out(self) -> dict[str, Any]:
+        """Everything from the base to the files of the result; returns what the stage's state records."""
+        job, stage, trained = self.job, self.stage, self.job["mode"] == "train"
+        self.report("phase", phase="loading")
+        with self.times.of("import"):
+            _import_libraries()
+        with self.times.of("load"):
+            base = self.resident.get(self.parameters, Path(job["corpus"]))
+        with self.times.of("data"):
+            data_root = Path(job["data_root"])
+            numbered = examples.read(data_root, stage.data, job["fingerprint"]["parts"]["data"])
+            rows = [row for _, row in numbered]
+            sets = evaluate.question_sets(stage, self.table, self.parameters, data_root, rows)
+        adapted, training = self._train(base, numbered) if trained else self._reload(base)
+        evaluations = self._evaluate(base, adapted, sets)
+        with self.times.of("check"):
+            adapter = results.adapter_hash(self.folder, stage.name)
+        figures = {"times": self.times.seconds}
+        report = results.eval_report(job, stage, self.parameters, self.layout, adapter, evaluations, training, figures)
+        results.write(report, self.folder, trained)
+        from trainer.model import detach_adapter
+
+        detach_adapter(adapted, base)
+        return {
+            "gate": report["gate"],
+            "fingerprint": report["fingerprint"],
+            "summary": {item["name"]: item["result"]["summary"] for item in report["evaluations"]},
+            "times": self.times.seconds,
+        }
+
+    def _train(self, base: Base, numbered: examples.Numbered) -> tuple[PeftModel, dict[str, Any]]:
+        from trainer.model import attach_adapter
+        from trainer.train import train
+
+        with self.times.of("data"):
+            context = getattr(base.model.config, "max_position_embeddings", self.parameters.max_length)
+            encoded = examples.of_rows(numbered, self.stage.data, base.tokenizer, self.parameters, context)
+        self.report("phase", phase="training", rows=len(numbered))
+        with self.times.of("setup"):
+            adapted = attach_adapter(base, self.parameters)
+            kept = store(self.job, self.parameters, base)
+            training = train(adapted, base, encoded, self.parameters, self.folder, self.report, kept)
+        self.times.move("setup", training.pop("spent"))
+        with self.times.of("save"):
+            adapted.save_pretrained(str(self.folder), safe_serialization=True)
+            (self.folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the eval report says more
+            training["rows"] = len(numbered)
+            training["dropped"] = []  # rows that do not fit are refused above, none is dropped
+            results.write_plain_json(self.folder / "training.json", training)
+        return adapted, training
+
+    def _reload(self, base: Base) -> tuple[PeftModel, dict[str, Any]]:
+        """The adapter trained before, for a new score of unchanged weights."""
+        from trainer.model import load_adapter
+
+        with self.times.of("load"):
+            training = json.loads((self.folder / "training.json").read_text(encoding="utf-8"))
+            return load_adapter(base, self.folder), training
+
+    def _evaluate(self, base: Base, adapted: PeftModel, sets: list[evaluate.QuestionSet]) -> list[dict[str, Any]]:
+        from trainer.generate import answer
+
+        def asked(name: str) -> evaluate.Answer:
+            def progress(done: int, rows: int) -> None:
+                self.report("progress", questions=name, answered=done, rows=rows)
+
+            def run(rows: Any) -> Any:
+                found = answer(adapted, base.tokenizer, rows, self.parameters, progress)  # type: ignore[arg-type]
+                return found.predictions, found.tokens
+
+            return run
+
+        self.report("phase", phase="evaluating", rows=sum(len(item.rows) for item in sets))
+        evaluations: list[dict[str, Any]] = []
+        for questions in sets:
+            found, spent = evaluate.evaluate([questions], asked(questions.name))
+            evaluations += found
+            self.times.add("generate", spent["generate_seconds"])
+            self.times.add("score", spent["score_seconds"])
+        with self.times.of("base"), adapted.disable_adapter():
+            cache, base_hash = self.layout.cache, self.job["base_hash"]
+            scores = evaluate.base_scores(sets, asked("base model"), cache, base_hash, self.parameters)
+        for item, score in zip(evaluations, scores, strict=True):
+            item["base"] = score
+        return evaluations
+
+
+def store(job: Job, parameters: config.Parameters, base: Base) -> checkpoint.Store | None:
+    """The stage's checkpoints, bound to all that shapes its training; None when the job names no folder for them."""
+    if not job.get("checkpoints"):
+        return None
+    shaping = config.by_scope(parameters, "training")
+    device, dtype = base.model.device.type, str(base.dtype).removeprefix("torch.")
+    inputs = checkpoint.made_with(job["fingerprint"]["parts"], shaping, results.versions(), device, dtype)
+    return checkpoint.Store(Path(job["checkpoints"]), inputs)
+
+
+def _import_libraries() -> None:
+    """What costs seconds on a slow machine, once for all stages of a plan."""
+    import trainer.generate
+    import trainer.model
+    import trainer.train  # noqa: F401
