@@ -48,7 +48,7 @@ def load_base(path: str, parameters: Parameters) -> Base:
     if parameters.use_qlora is True:
         options["quantization_config"] = quantisation(dtype)
     if torch.cuda.is_available():
-        options["device_map"] = {"": 0}
+        options["device_map"] = {"": torch.cuda.current_device()}  # the process's own
     try:
         model = AutoModelForCausalLM.from_pretrained(path, **options)
     except (OSError, ValueError) as problem:

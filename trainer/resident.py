@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer import base as embedded
 from trainer import config, copies, hub
+from trainer.crew import ALONE, Crew
 from trainer.state import Layout
 
 if TYPE_CHECKING:
@@ -19,11 +20,15 @@ SHAPING = ("model_name_or_path", "model_revision", "use_modelscope", "use_qlora"
 
 
 class Resident:
-    """Holds at most one base; `report(event, **fields)` hears what is done for it."""
+    """Holds at most one base; `report(event, **fields)` hears what is done for it.
 
-    def __init__(self, layout: Layout, report: Callable[..., None]) -> None:
+    Of several processes each loads it; the first one alone builds or fetches it before.
+    """
+
+    def __init__(self, layout: Layout, report: Callable[..., None], crew: Crew = ALONE) -> None:
         self.layout = layout
         self.report = report
+        self.crew = crew
         self.base: Base | None = None
         self.key: tuple[Any, ...] = ()
 
@@ -34,7 +39,8 @@ class Resident:
         key = tuple(getattr(parameters, name) for name in SHAPING)
         if self.base is None or self.key != key:
             self.base = None
-            self.base, self.key = model.load_base(str(self._folder(parameters, corpus)), parameters), key
+            folder = self.crew.once(lambda: str(self._folder(parameters, corpus)))
+            self.base, self.key = model.load_base(folder, parameters), key
         return self.base
 
     def _folder(self, parameters: config.Parameters, corpus: Path) -> Path:

@@ -16,6 +16,7 @@ from trl import SFTConfig
 
 from trainer.checkpoint import Schedule, Store
 from trainer.config import Parameters
+from trainer.crew import ALONE, Crew
 from trainer.encoding import Example
 from trainer.errors import InputError, TrainingFailed
 from trainer.model import Base
@@ -109,7 +110,7 @@ def settings(parameters: Parameters, base: Base, folder: Path, examples: int) ->
 
 def train(
     adapted: PeftModel, base: Base, examples: Sequence[Example], parameters: Parameters, folder: Path, report: Report,
-    store: Store | None = None,
+    store: Store | None = None, crew: Crew = ALONE,
 ) -> dict[str, Any]:  # fmt: skip
     """Train the adapter in place, from the newest checkpoint in `store` that fits, if one is given.
 
