@@ -8,7 +8,8 @@ questions with the same cap, the base's answers included (each question once), a
 other side runs are benchmarks/sequential/{train,generate,score}.py: TRL's SFTTrainer, PEFT, `model.generate`, the
 examples tokenised to the very ids that ours trains. Steps, trained tokens and questions that differ are an error; the
 generated tokens and the scores are shown. A round is ours, theirs, ours. One more run of ours is as shipped (answers
-capped by the length of the references). Then: where the time of each stage goes, and what our own checks take of it.
+capped by the length of the references). The scripts are started with the variables that our worker has (among them that
+of GNU OpenMP's spinning, without which a busy machine slows them down several times). Then: where the time of each stage goes, and what our own checks take of it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from benchmarks.machine import REPOSITORY, described, embedded_base
 from trainer import config, stages
 from trainer.data import load_rows, resolve_root
 from trainer.evaluate import gate_questions
+from trainer.workshop import WORKER_ENVIRONMENT
 
 # The same number of generated tokens on both sides: without the cap that ours takes from the references.
 EQUAL = {name: "0" for name in ("max_new_tokens_ratio",) if name in config.FIELDS}
@@ -216,7 +218,7 @@ def _script(name: str, words: list[Any], folder: Path) -> float:
 
 def _process(command: list[Any], folder: Path) -> None:
     """Run it; its output is shown only when it fails."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    environment = {**WORKER_ENVIRONMENT, **os.environ, "HF_HUB_OFFLINE": "1"}
     with (folder / "output.log").open("w+", encoding="utf-8", errors="replace") as log:
         done = subprocess.run(
             [str(word) for word in command], cwd=REPOSITORY, env=environment, stdout=log, stderr=log, check=False
