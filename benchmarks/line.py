@@ -8,8 +8,9 @@ questions with the same cap, the base's answers included (each question once), a
 other side runs are benchmarks/sequential/{train,generate,score}.py: TRL's SFTTrainer, PEFT, `model.generate`, the
 examples tokenised to the very ids that ours trains. Steps, trained tokens and questions that differ are an error; the
 generated tokens and the scores are shown. A round is ours, theirs, ours. One more run of ours is as shipped (answers
-capped by the length of the references). The scripts are started with the variables that our worker has (among them that
-of GNU OpenMP's spinning, without which a busy machine slows them down several times). Then: where the time of each stage goes, and what our own checks take of it.
+capped by the length of the references). The scripts are started with the variables that our worker has, among them that
+of GNU OpenMP's spinning, without which a busy machine slows them down several times. Then: where the time of each stage
+goes, and what our own checks take of it.
 """
 
 from __future__ import annotations
