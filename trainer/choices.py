@@ -16,6 +16,7 @@ from trainer.device import Device
 from trainer.errors import HostUnfit, InputError
 from trainer.estimate import answering_memory
 from trainer.shape import Shape
+from trainer.tables import literal
 
 ASKED = "asked for"
 # Unpacking an nf4 weight moves about 4.5 bytes, multiplying n tokens with it takes 2 n operations: at 4.8 TB/s and
@@ -56,7 +57,7 @@ class Choices(dict[str, Choice]):
 
     def lines(self) -> list[str]:
         """What the log says of each."""
-        return [f"{choice.name}: {choice.value} ({choice.reason})" for choice in self.values()]
+        return [f"{choice.name}: {literal(choice.value)} ({choice.reason})" for choice in self.values()]
 
 
 def for_base(parameters: Parameters, device: Device, shape: Shape | None) -> Choices:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import checkpoint, config, evaluate, examples, results, stages, state
+from trainer import checkpoint, config, evaluate, examples, libraries, results, stages, state
 from trainer.choices import Choices
 from trainer.crew import ALONE, Crew
 from trainer.resident import Resident
@@ -81,9 +81,11 @@ class StageJob:
         job, stage, trained = self.job, self.stage, self.job["mode"] == "train"
         self.report("phase", phase="loading")
         with self.times.of("import"):
-            _import_libraries()
+            libraries.load()
         with self.times.of("load"):
             base = self.resident.get(self.parameters, Path(job["corpus"]))
+        self.times.move("load", self.resident.spent)
+        self.take(base.choices)
         with self.times.of("data"):
             data_root = Path(job["data_root"])
             numbered = examples.read(data_root, stage.data, job["fingerprint"]["parts"]["data"])
@@ -107,6 +109,13 @@ class StageJob:
             "summary": {item["name"]: item["result"]["summary"] for item in report["evaluations"]},
             "times": self.times.seconds,
         }
+
+    def take(self, found: Choices) -> None:
+        """Choices made for this stage: into its log, once, and into its report."""
+        new = Choices({name: choice for name, choice in found.items() if self.choices.get(name) != choice})
+        for line in new.lines():
+            print(line, flush=True)
+        self.choices.update(new)
 
     def _train(self, base: Base, numbered: examples.Numbered) -> tuple[PeftModel, dict[str, Any]]:
         from trainer.model import attach_adapter
@@ -181,14 +190,7 @@ def store(job: Job, parameters: config.Parameters, base: Base, processes: int = 
     """The stage's checkpoints, bound to all that shapes its training; None when the job names no folder for them."""
     if not job.get("checkpoints"):
         return None
-    shaping = config.by_scope(parameters, "training")
+    shaping = {**config.by_scope(parameters, "training"), "use_qlora": base.quantised}  # auto can be either
     device, dtype = base.model.device.type, str(base.dtype).removeprefix("torch.")
     inputs = checkpoint.made_with(job["fingerprint"]["parts"], shaping, results.versions(), device, dtype, processes)
     return checkpoint.Store(Path(job["checkpoints"]), inputs)
-
-
-def _import_libraries() -> None:
-    """What costs seconds on a slow machine, once for all stages of a plan."""
-    import trainer.generate
-    import trainer.model
-    import trainer.train  # noqa: F401

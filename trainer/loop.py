@@ -120,6 +120,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         """transformers' training, on a base that attends and scores as the passes need it and is itself afterwards."""
         base = self.base
         with _fused_head(base), packing.attending(base, self.running.layout), _compiled(base, self.manner.compiled):
+            self.model.train()  # once: it walks through thousands of modules
             try:
                 return super().train(*args, **more)
             finally:
@@ -127,8 +128,6 @@ class StepTrainer(Trainer):  # type: ignore[misc]
 
     def training_step(self, model: Any, inputs: Step, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of a whole step; returns its loss, the mean over the step's trained tokens."""
-        if not self.model.training:  # asked only then: it walks through thousands of modules
-            self.model.train()
         while True:
             loss, counts, failure = self._try(inputs)
             if not self.crew.any(failure is not None):

@@ -52,6 +52,8 @@ def test_choices_keep_their_order_and_their_reasons() -> None:
         {"name": "attention", "value": "sdpa", "reason": "asked for"},
     ]
     assert found.lines() == ["dtype: float32 (the host has no GPU)", "attention: sdpa (asked for)"]
+    found.add("compile", False, "compile_above_steps is 0")
+    assert found.lines()[2] == "compile: false (compile_above_steps is 0)"
     with pytest.raises(KeyError):
         found.value("packing")
 
