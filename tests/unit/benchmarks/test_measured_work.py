@@ -11,7 +11,10 @@ from trainer.encoding import IGNORED
 
 
 def test_the_other_side_has_the_parameters_of_ours() -> None:
-    values = Parameters(learning_rate=0.02, lora_r=4, lora_target_modules="q_proj,v_proj", seed=7, max_new_tokens=9)
+    values = Parameters(
+        learning_rate=0.02, lora_r=4, lora_dropout=0.0, lora_target_modules="q_proj,v_proj", seed=7, max_new_tokens=9,
+        gradient_checkpointing=False,
+    )  # fmt: skip
     found = plain_settings(values, rows=10)
     assert found["training"]["learning_rate"] == 0.02 and found["training"]["seed"] == 7
     assert found["training"]["gradient_checkpointing"] is False and found["max_new_tokens"] == 9
@@ -36,7 +39,7 @@ def test_made_rows_are_of_mixed_lengths_and_the_same_every_time() -> None:
 
 def test_runs_are_of_whole_epochs() -> None:
     rows = training.mixed(31, 500)
-    values = Parameters(per_device_train_batch_size=2, max_steps=20)
+    values = Parameters(per_device_train_batch_size=2, gradient_accumulation_steps=1, max_steps=20)
     found = training.whole_epochs(values, rows)
     assert (found.num_train_epochs, found.max_steps) == (2.0, -1)  # 16 steps in an epoch
 
