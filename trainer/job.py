@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import account, checkpoint, config, evaluate, examples, libraries, peaks, results, stages, state
-from trainer.choices import Choice, Choices
+from trainer.choices import Choice, Choices, for_answers
 from trainer.crew import ALONE, Crew
 from trainer.resident import Resident
 
@@ -94,7 +94,7 @@ class StageJob:
         with self.times.of("data"):
             data_root = Path(job["data_root"])
             expected = job["fingerprint"]["parts"]["data"]
-            source = examples.read(data_root, self.table, stage, expected, self.layout.cache)
+            source = self.crew.in_turn(lambda: examples.read(data_root, self.table, stage, expected, self.layout.cache))
             asked = source.sample(evaluate.MOST_TRAINED)
             sets = evaluate.question_sets(
                 stage, self.table, self.parameters, data_root, asked, source.rows, source.leaks
@@ -143,7 +143,9 @@ class StageJob:
                 self.estimate = account.estimated(*where, base)
         with self.times.of("data"):
             context = getattr(base.model.config, "max_position_embeddings", self.parameters.max_length)
-            encoded = examples.of_source(source, base.tokenizer, self.parameters, context, self.layout.cache)
+            encoded = self.crew.in_turn(
+                lambda: examples.of_source(source, base.tokenizer, self.parameters, context, self.layout.cache)
+            )
         self.report("phase", phase="training", rows=source.rows)
         with self.times.of("setup"):
             adapted = attach_adapter(base, self.parameters)
@@ -173,12 +175,16 @@ class StageJob:
     def _evaluate(self, base: Base, adapted: PeftModel, sets: list[evaluate.QuestionSet]) -> list[dict[str, Any]]:
         """The evaluations of the first process; the others answer their share of what it asks, and return nothing."""
         from trainer import merging
-        from trainer.generate import answer
+        from trainer.generate import answer, width
 
         model: Any = adapted  # PEFT's wrapper answers like the model in it
-        found = self.crew.gather(merging.choose(adapted, base, self.parameters, self.choices.get("merge")))
-        self.take(Choices(merge=min(found, key=lambda choice: bool(choice.value))))  # as the one that cannot
-        batch = self.choices.value("eval_batch") if "eval_batch" in self.choices else 0
+        rows = [row for item in sets for row in item.rows]
+        longest = width(model, base.tokenizer, rows, self.parameters)
+        planned = for_answers(self.parameters, base.device, base.shape, base.choices, len(rows), longest)
+        found = self.crew.gather(merging.choose(adapted, base, self.parameters, planned["merge"]))
+        planned["merge"] = min(found, key=lambda choice: bool(choice.value))  # as the one that cannot
+        self.take(planned)
+        batch = planned.value("eval_batch")
         as_trained = merging.merged if self.choices.value("merge") else contextlib.nullcontext
 
         def answers(rows: list[Any], name: str, total: int) -> list[Any]:
