@@ -77,6 +77,21 @@ class Crew:
         result: T = self.broadcast(made)
         return result
 
+    def ask(self, work: Callable[..., list[T]], items: Sequence[Any], *words: Any) -> list[T]:
+        """`in_shares` with `work(share, *words)`, asked for by the first process alone while the others `serve`."""
+        self.broadcast((items, words))
+        return self.in_shares(items, lambda share: work(share, *words))
+
+    def serve(self, work: Callable[..., list[Any]]) -> None:
+        """In the others: do their shares of all that the first process asks for, until it lets them go."""
+        while (asked := self.broadcast(None)) is not None:
+            items, words = asked
+            self.in_shares(items, lambda share, words=words: work(share, *words))  # type: ignore[misc]
+
+    def let_go(self) -> None:
+        """In the first: it will ask for nothing more, `serve` ends."""
+        self.broadcast(None)
+
     def barrier(self) -> None:
         """Go on when all have come here."""
 
@@ -185,11 +200,12 @@ class Joined(Crew):
         return []
 
 
-def joined(device: str) -> Crew:
-    """The crew that torchrun's environment tells of (RANK, WORLD_SIZE, LOCAL_RANK), on `cpu` or `cuda`; else ALONE.
+def joined(device: str = "auto") -> Crew:
+    """The crew that torchrun's environment tells of (RANK, WORLD_SIZE, LOCAL_RANK), else ALONE.
 
-    On `cuda` the process's GPU is chosen by LOCAL_RANK. HostUnfit where there is none for it; TrainingFailed,
-    which names the missing, when not all came within JOIN_SECONDS.
+    `device`: `cpu`, `cuda`, or auto: cuda where torch finds one. On cuda the process's GPU is chosen by LOCAL_RANK.
+    Errors: HostUnfit where there is none for it; TrainingFailed, which names the missing, when not all came within
+    JOIN_SECONDS.
     """
     size = int(os.environ.get("WORLD_SIZE") or 1)
     if size < 2 or not os.environ.get("RANK"):
@@ -198,7 +214,8 @@ def joined(device: str) -> Crew:
     import torch.distributed as dist
 
     rank = int(os.environ["RANK"])
-    if device == "cuda":
+    on_gpu = torch.cuda.is_available() if device == "auto" else device == "cuda"
+    if on_gpu:
         own, count = int(os.environ.get("LOCAL_RANK") or rank), torch.cuda.device_count()
         if own >= count:
             raise HostUnfit(f"{of_rank(rank, size)} has no GPU: torch sees {count} of them; lower num_processes")
@@ -211,7 +228,7 @@ def joined(device: str) -> Crew:
     store.set(marks[rank], "1")
     if missing := _wait_for(store, marks, JOIN_SECONDS):
         raise TrainingFailed(_missed(missing, size, "the meeting", JOIN_SECONDS))
-    return Joined(rank, size, store, "nccl" if device == "cuda" else "gloo")
+    return Joined(rank, size, store, "nccl" if on_gpu else "gloo")
 
 
 def of_rank(rank: int, size: int) -> str:

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import checkpoint, config, evaluate, examples, results, stages, state
+from trainer import checkpoint, config, evaluate, examples, libraries, results, stages, state
+from trainer.choices import Choices
+from trainer.crew import ALONE, Crew
 from trainer.resident import Resident
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from trainer.model import Base
 
 Job = dict[str, Any]
+BASE = "base model"  # the questions asked without the adapter
 
 
 class Times:
@@ -51,13 +54,22 @@ class Times:
 
 
 class StageJob:
-    """One job of the worker: trains (or only scores) a stage into the job's fresh folder."""
+    """One job of the worker: trains (or only scores) a stage into the job's fresh folder.
 
-    def __init__(self, job: Job, layout: state.Layout, resident: Resident, report: Callable[..., None]) -> None:
+    Of several processes each trains and answers its share; the first one alone scores, reports and writes.
+    """
+
+    def __init__(
+        self, job: Job, layout: state.Layout, resident: Resident, report: Callable[..., None], crew: Crew = ALONE
+    ) -> None:
         self.job = job
         self.layout = layout
         self.resident = resident
         self.report = report
+        self.crew = crew
+        self.choices = Choices()
+        if "processes" in job:
+            self.choices.add("processes", **job["processes"])
         self.table = stages.load()
         self.stage = self.table.stage(job["stage"])
         self.parameters = config.Parameters(**{name: item["value"] for name, item in job["parameters"].items()})
@@ -69,9 +81,11 @@ class StageJob:
         job, stage, trained = self.job, self.stage, self.job["mode"] == "train"
         self.report("phase", phase="loading")
         with self.times.of("import"):
-            _import_libraries()
+            libraries.load()
         with self.times.of("load"):
             base = self.resident.get(self.parameters, Path(job["corpus"]))
+        self.times.move("load", self.resident.spent)
+        self.take(base.choices)
         with self.times.of("data"):
             data_root = Path(job["data_root"])
             numbered = examples.read(data_root, stage.data, job["fingerprint"]["parts"]["data"])
@@ -79,20 +93,29 @@ class StageJob:
             sets = evaluate.question_sets(stage, self.table, self.parameters, data_root, rows)
         adapted, training = self._train(base, numbered) if trained else self._reload(base)
         evaluations = self._evaluate(base, adapted, sets)
-        with self.times.of("check"):
-            adapter = results.adapter_hash(self.folder, stage.name)
-        figures = {"times": self.times.seconds}
-        report = results.eval_report(job, stage, self.parameters, self.layout, adapter, evaluations, training, figures)
-        results.write(report, self.folder, trained)
         from trainer.model import detach_adapter
 
         detach_adapter(adapted, base)
+        if not self.crew.is_first:
+            return {}
+        with self.times.of("check"):
+            adapter = results.adapter_hash(self.folder, stage.name)
+        figures = {"times": self.times.seconds, "choices": self.choices.table()}
+        report = results.eval_report(job, stage, self.parameters, self.layout, adapter, evaluations, training, figures)
+        results.write(report, self.folder, trained)
         return {
             "gate": report["gate"],
             "fingerprint": report["fingerprint"],
             "summary": {item["name"]: item["result"]["summary"] for item in report["evaluations"]},
             "times": self.times.seconds,
         }
+
+    def take(self, found: Choices) -> None:
+        """Choices made for this stage: into its log, once, and into its report."""
+        new = Choices({name: choice for name, choice in found.items() if self.choices.get(name) != choice})
+        for line in new.lines():
+            print(line, flush=True)
+        self.choices.update(new)
 
     def _train(self, base: Base, numbered: examples.Numbered) -> tuple[PeftModel, dict[str, Any]]:
         from trainer.model import attach_adapter
@@ -104,15 +127,17 @@ class StageJob:
         self.report("phase", phase="training", rows=len(numbered))
         with self.times.of("setup"):
             adapted = attach_adapter(base, self.parameters)
-            kept = store(self.job, self.parameters, base)
-            training = train(adapted, base, encoded, self.parameters, self.folder, self.report, kept)
+            self.crew.spread([weight for weight in adapted.parameters() if weight.requires_grad])
+            kept = store(self.job, self.parameters, base, self.crew.size)
+            training = train(adapted, base, encoded, self.parameters, self.folder, self.report, kept, crew=self.crew)
         self.times.move("setup", training.pop("spent"))
-        with self.times.of("save"):
-            adapted.save_pretrained(str(self.folder), safe_serialization=True)
-            (self.folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the eval report says more
-            training["rows"] = len(numbered)
-            training["dropped"] = []  # rows that do not fit are refused above, none is dropped
-            results.write_plain_json(self.folder / "training.json", training)
+        training["rows"] = len(numbered)
+        training["dropped"] = []  # rows that do not fit are refused above, none is dropped
+        if self.crew.is_first:
+            with self.times.of("save"):
+                adapted.save_pretrained(str(self.folder), safe_serialization=True)
+                (self.folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the report says more
+                results.write_plain_json(self.folder / "training.json", training)
         return adapted, training
 
     def _reload(self, base: Base) -> tuple[PeftModel, dict[str, Any]]:
@@ -124,15 +149,24 @@ class StageJob:
             return load_adapter(base, self.folder), training
 
     def _evaluate(self, base: Base, adapted: PeftModel, sets: list[evaluate.QuestionSet]) -> list[dict[str, Any]]:
+        """The evaluations of the first process; the others answer their share of what it asks, and return nothing."""
         from trainer.generate import answer
 
-        def asked(name: str) -> evaluate.Answer:
-            def progress(done: int, rows: int) -> None:
-                self.report("progress", questions=name, answered=done, rows=rows)
+        def answers(rows: list[Any], name: str, total: int) -> list[Any]:
+            def progress(done: int, _: int) -> None:
+                self.report("progress", questions=name, answered=min(done * self.crew.size, total), rows=total)
 
+            with adapted.disable_adapter() if name == BASE else contextlib.nullcontext():
+                return answer(adapted, base.tokenizer, rows, self.parameters, progress).predictions  # type: ignore[arg-type]
+
+        if not self.crew.is_first:
+            self.crew.serve(answers)
+            return []
+
+        def asked(name: str) -> evaluate.Answer:
             def run(rows: Any) -> Any:
-                found = answer(adapted, base.tokenizer, rows, self.parameters, progress)  # type: ignore[arg-type]
-                return found.predictions, found.tokens
+                found = self.crew.ask(answers, rows, name, len(rows))
+                return found, sum(item["tokens"] for item in found)
 
             return run
 
@@ -143,26 +177,20 @@ class StageJob:
             evaluations += found
             self.times.add("generate", spent["generate_seconds"])
             self.times.add("score", spent["score_seconds"])
-        with self.times.of("base"), adapted.disable_adapter():
+        with self.times.of("base"):
             cache, base_hash = self.layout.cache, self.job["base_hash"]
-            scores = evaluate.base_scores(sets, asked("base model"), cache, base_hash, self.parameters)
+            scores = evaluate.base_scores(sets, asked(BASE), cache, base_hash, self.parameters)
+        self.crew.let_go()
         for item, score in zip(evaluations, scores, strict=True):
             item["base"] = score
         return evaluations
 
 
-def store(job: Job, parameters: config.Parameters, base: Base) -> checkpoint.Store | None:
+def store(job: Job, parameters: config.Parameters, base: Base, processes: int = 1) -> checkpoint.Store | None:
     """The stage's checkpoints, bound to all that shapes its training; None when the job names no folder for them."""
     if not job.get("checkpoints"):
         return None
-    shaping = config.by_scope(parameters, "training")
+    shaping = {**config.by_scope(parameters, "training"), "use_qlora": base.quantised}  # auto can be either
     device, dtype = base.model.device.type, str(base.dtype).removeprefix("torch.")
-    inputs = checkpoint.made_with(job["fingerprint"]["parts"], shaping, results.versions(), device, dtype)
+    inputs = checkpoint.made_with(job["fingerprint"]["parts"], shaping, results.versions(), device, dtype, processes)
     return checkpoint.Store(Path(job["checkpoints"]), inputs)
-
-
-def _import_libraries() -> None:
-    """What costs seconds on a slow machine, once for all stages of a plan."""
-    import trainer.generate
-    import trainer.model
-    import trainer.train  # noqa: F401

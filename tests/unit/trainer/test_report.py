@@ -159,6 +159,17 @@ def test_parameters_that_differ_come_before_defaults() -> None:
     assert text.index("| learning_rate | 0.003 | profile embedded |") < text.index("| seed | 7 | default |")
 
 
+def test_every_choice_stands_there_with_its_reason() -> None:
+    assert "## How it was run\n\nNot recorded." in reports.render_eval_report(make_report())
+    choices = [
+        {"name": "gradient_checkpointing", "value": False, "reason": "48.2 GB of 150.1 GB needed without it"},
+        {"name": "tokens_per_pass", "value": 4096, "reason": "asked for | <b>"},
+    ]
+    text = reports.render_eval_report(make_report(choices=choices))
+    assert "| gradient checkpointing | false | 48.2 GB of 150.1 GB needed without it |" in text
+    assert "| tokens per pass | 4096 | asked for \\| " in text and "<b>" not in text
+
+
 def test_a_resumed_training_tells_where_it_went_on_from() -> None:
     training = make_report()["training"]
     plain = {**training, "resumed_from_steps": [], "checkpoints_written": 2, "checkpoint_seconds": 0.5}
