@@ -72,9 +72,10 @@ me.barrier()
 told.update(
     who=[me.rank, me.size, me.is_first, me.name], sums=[whole.tolist(), half.tolist(), part.tolist()],
     first=first.tolist(), any=[me.any(me.rank == 1), me.any(False)], all=me.gather({"rank": me.rank}),
-    word=me.broadcast("first" if me.is_first else "not this"), once=me.once(lambda: os.environ["RANK"] + "!"),
+    word=me.broadcast("first" if me.is_first else "not this"), once=me.once(lambda: rank + "!"),
     ordered=me.in_shares(list("abcde"), lambda part: [f"{item}{me.rank}" for item in part]),
 )
+told["left"] = [name for name in crew.TORCHRUN_VARIABLES if name in os.environ]
 me.leave()
 """
 
@@ -87,6 +88,7 @@ def test_two_share_and_agree(tmp_path: Path) -> None:
     assert one == two
     assert one["sums"] == [[1.0, 3.0, 5.0], [[2.0, 2.0], [2.0, 2.0]], [0.0, 0.0]]
     assert one["first"] == [5.0, 1.0] and one["any"] == [True, False]
+    assert one["left"] == [], "no library takes itself for one of several"
     assert one["all"] == [{"rank": 0}, {"rank": 1}]
     assert (one["word"], one["once"], one["ordered"]) == ("first", "0!", ["a0", "b1", "c0", "d1", "e0"])
 
