@@ -119,7 +119,7 @@ class StageJob:
 
     def _train(self, base: Base, numbered: examples.Numbered) -> tuple[PeftModel, dict[str, Any]]:
         from trainer.model import attach_adapter
-        from trainer.train import train
+        from trainer.train import choose, train
 
         with self.times.of("data"):
             context = getattr(base.model.config, "max_position_embeddings", self.parameters.max_length)
@@ -129,7 +129,9 @@ class StageJob:
             adapted = attach_adapter(base, self.parameters)
             self.crew.spread([weight for weight in adapted.parameters() if weight.requires_grad])
             kept = store(self.job, self.parameters, base, self.crew.size)
-            training = train(adapted, base, encoded, self.parameters, self.folder, self.report, kept, crew=self.crew)
+            chosen = choose(self.parameters, base, encoded, self.crew)
+            self.take(chosen)
+            training = train(adapted, base, encoded, self.parameters, self.folder, self.report, kept, chosen, self.crew)
         self.times.move("setup", training.pop("spent"))
         training["rows"] = len(numbered)
         training["dropped"] = []  # rows that do not fit are refused above, none is dropped
