@@ -129,7 +129,9 @@ class StageJob:
             adapted = attach_adapter(base, self.parameters)
             self.crew.spread([weight for weight in adapted.parameters() if weight.requires_grad])
             kept = store(self.job, self.parameters, base, self.crew.size)
-            training = train(adapted, base, encoded, self.parameters, self.folder, self.report, kept, crew=self.crew)
+            training = train(
+                adapted, base, encoded, self.parameters, self.folder, self.report, kept, self.choices, self.crew
+            )
         self.times.move("setup", training.pop("spent"))
         training["rows"] = len(numbered)
         training["dropped"] = []  # rows that do not fit are refused above, none is dropped

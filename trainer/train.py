@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from trainer import ladder, packing
 from trainer.checkpoint import Schedule, Store
-from trainer.choices import Choices
+from trainer.choices import Choices, for_training
 from trainer.config import Parameters
 from trainer.crew import ALONE, Crew
 from trainer.encoding import Example
@@ -28,10 +28,6 @@ from trainer.model import Base
 from trainer.resume import STATE, Keeper, ResumableTrainer, Saver, cost_estimate, load_weights, read_loop
 
 Report = Callable[..., None]  # report(event_name, **fields)
-# Where neither the parameters nor the choices name a size of passes.
-PASS_TOKENS = {"cpu": 1024, "cuda": 4096}
-# Liger's own loss would replace the model's forward, and with it the fused head.
-LIGER = {"fused_linear_cross_entropy": False, "cross_entropy": False}
 
 
 class Progress(TrainerCallback):
@@ -85,11 +81,9 @@ def per_step(parameters: Parameters) -> int:
     return parameters.per_device_train_batch_size * parameters.gradient_accumulation_steps
 
 
-def settings(
-    parameters: Parameters, base: Base, folder: Path, examples: int, fused_kernels: str = "off"
-) -> TrainingArguments:
+def settings(parameters: Parameters, base: Base, folder: Path, examples: int) -> TrainingArguments:
     """transformers' configuration; nothing in it is left to a default that would shape the result unseen."""
-    on_gpu, liger = torch.cuda.is_available(), fused_kernels == "liger"
+    on_gpu = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=parameters.num_train_epochs,
@@ -106,8 +100,7 @@ def settings(
         data_seed=parameters.seed,
         bf16=base.dtype == torch.bfloat16,
         fp16=base.dtype == torch.float16,
-        use_liger_kernel=liger,
-        liger_kernel_config=LIGER if liger else None,
+        use_liger_kernel=False,  # the base has its fused kernels since it was loaded
         logging_steps=parameters.logging_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,  # the filter would hide a NaN loss behind the last good one
@@ -120,30 +113,31 @@ def settings(
     )
 
 
-def manner(parameters: Parameters, base: Base, rows: Rows, choices: Choices) -> Manner:
-    """How the steps are carried out: as chosen, else as asked, else what fits this device and this model.
+def steps_of(parameters: Parameters, rows: int) -> int:
+    """The optimiser steps of a training."""
+    per_epoch = -(-rows // per_step(parameters))
+    return parameters.max_steps if parameters.max_steps > 0 else math.ceil(parameters.num_train_epochs * per_epoch)
 
-    The layout that the model takes is put into the choices with its reason.
+
+def choose(parameters: Parameters, base: Base, rows: Rows, choices: Choices, processes: int = 1) -> Manner:
+    """How the steps are carried out; what `choices` does not hold yet is chosen and told.
+
+    A layout that the model does not take is replaced by the padded one.
     """
-
-    def chosen(name: str, asked: Any) -> Any:
-        return choices.value(name) if name in choices else asked
-
-    layout = chosen("packing", parameters.packing)
-    refused = "" if layout == packing.PADDED else packing.refusal(base.model)
-    if refused:
-        choices.add("packing", packing.PADDED, refused)
-    elif layout == "auto":
-        choices.add("packing", packing.PADDING_FREE, "no token is spent on padding")
-    tokens = chosen("tokens_per_pass", parameters.tokens_per_pass) or PASS_TOKENS[base.model.device.type]
-    recomputes = chosen("gradient_checkpointing", parameters.gradient_checkpointing) is True
-    per_epoch = -(-len(rows) // per_step(parameters))
-    steps = parameters.max_steps if parameters.max_steps > 0 else math.ceil(parameters.num_train_epochs * per_epoch)
-    compiles = 0 < parameters.compile_above_steps <= steps
-    return Manner(
-        choices.value("packing") if "packing" in choices else layout, Rung(tokens, recomputes),
-        bool(chosen("compile", compiles)),
+    layout = choices.value("packing") if "packing" in choices else parameters.packing
+    refusal = "" if layout == packing.PADDED else packing.refusal(base.model)
+    steps = steps_of(parameters, len(rows))
+    planned = for_training(
+        parameters, base.device, base.shape, base.choices, rows.lengths(), steps, processes, refusal
     )  # fmt: skip
+    new = Choices({name: choice for name, choice in planned.items() if name not in choices})
+    if refusal:
+        new["packing"] = planned["packing"]
+    for line in new.lines():
+        print(line, flush=True)
+    choices.update(new)
+    rung = Rung(choices.value("tokens_per_pass"), choices.value("gradient_checkpointing"))
+    return Manner(choices.value("packing"), rung, choices.value("compile"))
 
 
 def train(
@@ -152,8 +146,9 @@ def train(
 ) -> dict[str, Any]:  # fmt: skip
     """Train the adapter in place, from the newest checkpoint in `store` that fits, if one is given.
 
-    `choices` may hold packing, tokens_per_pass, gradient_checkpointing, compile and fused_kernels; what it does not
-    hold is decided here. In a crew only the first process reports and writes checkpoints, all read them.
+    `choices` may hold packing, tokens_per_pass, gradient_checkpointing and compile; what it does not hold is chosen
+    (`choices.for_training`) and put there. In a crew only the first process reports and writes checkpoints, all read
+    them.
 
     Returns steps, epochs, examples, trained tokens, losses, seconds, how the steps were carried out, the account of
     the checkpoints, and `spent`: the seconds of this process alone.
@@ -168,14 +163,13 @@ def train(
         report = _silent
     set_seed(parameters.seed)
     choices = Choices() if choices is None else choices
-    how = manner(parameters, base, rows, choices)
-    kernels = choices.value("fused_kernels") if "fused_kernels" in choices else "off"
+    how = choose(parameters, base, rows, choices, crew.size)
     for weight in adapted.parameters():  # updates of 1e-4 would be lost in 16 bits
         if weight.requires_grad:
             weight.data = weight.data.float()
     trainer = ResumableTrainer(
         model=adapted,
-        args=settings(parameters, base, folder, len(rows), kernels),
+        args=settings(parameters, base, folder, len(rows)),
         rows=rows,
         per_step=per_step(parameters),
         manner=how,
