@@ -147,6 +147,7 @@ def _add_inner(add: Add) -> None:
     _json_argument(secret)
     worker = add("worker", help="(started by the supervisor)")
     worker.add_argument("--report-descriptor", required=True, type=int)
+    worker.add_argument("--processes", default=1, type=int)
 
 
 def request_from(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -378,6 +378,12 @@ def imported(arguments: Arguments, root: Path) -> int:
 
 
 def work(arguments: Arguments, root: Path) -> int:
+    if arguments.processes > 1:
+        from trainer import launcher
+
+        own = ["--project-root", str(root), "worker", "--report-descriptor", str(arguments.report_descriptor)]
+        command = [sys.executable, "-m", "trainer", *own]
+        return launcher.main(command, arguments.processes, arguments.report_descriptor)
     from trainer import worker
 
     return worker.main(root, arguments.report_descriptor)

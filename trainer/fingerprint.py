@@ -12,7 +12,10 @@ from trainer.state import Layout, read_json, write_json
 
 # The modules whose text shapes an adapter, and those that shape its score. A changed comment in one of them
 # asks for a new result: better once too often than a report that its code does not explain.
-TRAINING_MODULES = ("encoding", "model", "resume", "train")
+TRAINING_MODULES = (
+    "budget", "choices", "crew", "encoding", "estimate", "feed", "ladder", "loop", "model", "packing", "resume",
+    "shape", "train",
+)  # fmt: skip
 EVALUATION_MODULES = (
     "characters", "data", "decoder", "encoding", "evaluate", "generate", "judges", "keypoints", "latex", "mathtext",
     "merging", "metrics", "records", "refusal", "sections",
@@ -61,10 +64,10 @@ def of_base(parameters: config.Parameters, layout: Layout, corpus: Path) -> str:
         return base.input_hash(corpus)
     if hub.is_remote(name):
         return hub.resolve(parameters, layout).identity
-    return _of_folder(Path(name).expanduser(), layout)
+    return of_folder(Path(name).expanduser(), layout)
 
 
-def _of_folder(folder: Path, layout: Layout) -> str:
+def of_folder(folder: Path, layout: Layout) -> str:
     """sha256 over a local model's files, remembered by size and times: 16 GB are read only once."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     if not any(path.name == "config.json" for path in files):

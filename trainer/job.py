@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import checkpoint, config, evaluate, examples, results, stages, state
-from trainer.choices import Choices
+from trainer import checkpoint, config, evaluate, examples, libraries, results, stages, state
+from trainer.choices import Choice, Choices
+from trainer.crew import ALONE, Crew
 from trainer.resident import Resident
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from trainer.model import Base
 
 Job = dict[str, Any]
+BASE = "base model"  # the questions asked without the adapter
 
 
 class Times:
@@ -52,13 +54,19 @@ class Times:
 
 
 class StageJob:
-    """One job of the worker: trains (or only scores) a stage into the job's fresh folder."""
+    """One job of the worker: trains (or only scores) a stage into the job's fresh folder.
 
-    def __init__(self, job: Job, layout: state.Layout, resident: Resident, report: Callable[..., None]) -> None:
+    Of several processes each trains and answers its share; the first one alone scores, reports and writes.
+    """
+
+    def __init__(
+        self, job: Job, layout: state.Layout, resident: Resident, report: Callable[..., None], crew: Crew = ALONE
+    ) -> None:
         self.job = job
         self.layout = layout
         self.resident = resident
         self.report = report
+        self.crew = crew
         self.table = stages.load()
         self.stage = self.table.stage(job["stage"])
         self.parameters = config.Parameters(**{name: item["value"] for name, item in job["parameters"].items()})
@@ -72,10 +80,14 @@ class StageJob:
         """Everything from the base to the files of the result; returns what the stage's state records."""
         job, stage, trained = self.job, self.stage, self.job["mode"] == "train"
         self.report("phase", phase="loading")
+        if "processes" in job:
+            self.take(Choices(processes=Choice("processes", **job["processes"])))
         with self.times.of("import"):
-            _import_libraries()
+            libraries.load()
         with self.times.of("load"):
             base = self.resident.get(self.parameters, Path(job["corpus"]))
+        self.times.move("load", self.resident.spent)
+        self.take(base.choices)
         with self.times.of("data"):
             data_root = Path(job["data_root"])
             numbered = examples.read(data_root, stage.data, job["fingerprint"]["parts"]["data"])
@@ -83,6 +95,11 @@ class StageJob:
             sets = evaluate.question_sets(stage, self.table, self.parameters, data_root, rows)
         adapted, training = self._train(base, numbered) if trained else self._reload(base)
         evaluations = self._evaluate(base, adapted, sets)
+        from trainer.model import detach_adapter
+
+        detach_adapter(adapted, base)
+        if not self.crew.is_first:
+            return {}
         with self.times.of("check"):
             adapter = results.adapter_hash(self.folder, stage.name)
         figures = {
@@ -93,15 +110,19 @@ class StageJob:
         }
         report = results.eval_report(job, stage, self.parameters, self.layout, adapter, evaluations, training, figures)
         results.write(report, self.folder, trained)
-        from trainer.model import detach_adapter
-
-        detach_adapter(adapted, base)
         return {
             "gate": report["gate"],
             "fingerprint": report["fingerprint"],
             "summary": {item["name"]: item["result"]["summary"] for item in report["evaluations"]},
             "times": self.times.seconds,
         }
+
+    def take(self, found: Choices) -> None:
+        """Choices made for this stage: into its log, once, and into its report."""
+        new = Choices({name: choice for name, choice in found.items() if self.choices.get(name) != choice})
+        for line in new.lines():
+            print(line, flush=True)
+        self.choices.update(new)
 
     def _train(self, base: Base, numbered: examples.Numbered) -> tuple[PeftModel, dict[str, Any]]:
         from trainer.model import attach_adapter
@@ -113,15 +134,17 @@ class StageJob:
         self.report("phase", phase="training", rows=len(numbered))
         with self.times.of("setup"):
             adapted = attach_adapter(base, self.parameters)
-            kept = store(self.job, self.parameters, base)
-            training = train(adapted, base, encoded, self.parameters, self.folder, self.report, kept)
+            self.crew.spread([weight for weight in adapted.parameters() if weight.requires_grad])
+            kept = store(self.job, self.parameters, base, self.crew.size)
+            training = train(adapted, base, encoded, self.parameters, self.folder, self.report, kept, crew=self.crew)
         self.times.move("setup", training.pop("spent"))
-        with self.times.of("save"):
-            adapted.save_pretrained(str(self.folder), safe_serialization=True)
-            (self.folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the eval report says more
-            training["rows"] = len(numbered)
-            training["dropped"] = []  # rows that do not fit are refused above, none is dropped
-            results.write_plain_json(self.folder / "training.json", training)
+        training["rows"] = len(numbered)
+        training["dropped"] = []  # rows that do not fit are refused above, none is dropped
+        if self.crew.is_first:
+            with self.times.of("save"):
+                adapted.save_pretrained(str(self.folder), safe_serialization=True)
+                (self.folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the report says more
+                results.write_plain_json(self.folder / "training.json", training)
         return adapted, training
 
     def _reload(self, base: Base) -> tuple[PeftModel, dict[str, Any]]:
@@ -133,56 +156,61 @@ class StageJob:
             return load_adapter(base, self.folder), training
 
     def _evaluate(self, base: Base, adapted: PeftModel, sets: list[evaluate.QuestionSet]) -> list[dict[str, Any]]:
+        """The evaluations of the first process; the others answer their share of what it asks, and return nothing."""
         from trainer import merging
         from trainer.generate import answer
 
         model: Any = adapted  # PEFT's wrapper answers like the model in it
-        self.choices["merge"] = merging.choose(adapted, base, self.parameters, self.choices.get("merge"))
+        found = self.crew.gather(merging.choose(adapted, base, self.parameters, self.choices.get("merge")))
+        self.take(Choices(merge=min(found, key=lambda choice: bool(choice.value))))  # as the one that cannot
         batch = self.choices.value("eval_batch") if "eval_batch" in self.choices else 0
         as_trained = merging.merged if self.choices.value("merge") else contextlib.nullcontext
 
-        def asked(name: str, state: Callable[[Any], contextlib.AbstractContextManager[Any]]) -> evaluate.Answer:
-            def progress(done: int, rows: int) -> None:
-                self.report("progress", questions=name, answered=done, rows=rows)
+        def answers(rows: list[Any], name: str, total: int) -> list[Any]:
+            def progress(done: int, _: int) -> None:
+                self.report("progress", questions=name, answered=min(done * self.crew.size, total), rows=total)
 
-            def run(rows: Any) -> Any:
-                with state(model):
-                    found = answer(
-                        model, base.tokenizer, rows, self.parameters, progress, batch=batch, report=self.report
-                    )
-                self.out_of_memory += found.out_of_memory
-                return found.predictions
+            with model.disable_adapter() if name == BASE else as_trained(model):
+                found = answer(model, base.tokenizer, rows, self.parameters, progress, batch=batch, report=self.report)
+            self.out_of_memory += found.out_of_memory
+            return found.predictions
 
-            return run
+        evaluations: list[dict[str, Any]] = []
+        if self.crew.is_first:
+            evaluations = self._ask(sets, answers, base)
+        else:
+            self.crew.serve(answers)
+        self.out_of_memory = [entry for entries in self.crew.gather(self.out_of_memory) for entry in entries]
+        return evaluations
+
+    def _ask(
+        self, sets: list[evaluate.QuestionSet], answers: Callable[..., list[Any]], base: Base
+    ) -> list[dict[str, Any]]:
+        """Everything asked and scored, with and without the adapter; the others are let go afterwards."""
+
+        def asked(name: str) -> evaluate.Answer:
+            return lambda rows: self.crew.ask(answers, rows, name, len(rows))
 
         self.report("phase", phase="evaluating", rows=sum(len(item.rows) for item in sets))
-        evaluations, spent = evaluate.evaluate(sets, asked(" and ".join(item.name for item in sets), as_trained))
+        evaluations, spent = evaluate.evaluate(sets, asked(" and ".join(item.name for item in sets)))
         for part in ("generate", "score"):
             self.times.add(part, spent[f"{part}_seconds"])
         self.measured["generated_tokens_per_second"] = spent["generated_tokens_per_second"]
         with self.times.of("base"):
-            alone = asked("base model", lambda model: model.disable_adapter())
             computed = (base.quantised, str(base.dtype))
-            scores = evaluate.base_scores(
-                sets, alone, self.layout.cache, self.job["base_hash"], self.parameters, computed
-            )
+            cache, base_hash = self.layout.cache, self.job["base_hash"]
+            scores = evaluate.base_scores(sets, asked(BASE), cache, base_hash, self.parameters, computed)
+        self.crew.let_go()
         for item, score in zip(evaluations, scores, strict=True):
             item["base"] = score
         return evaluations
 
 
-def store(job: Job, parameters: config.Parameters, base: Base) -> checkpoint.Store | None:
+def store(job: Job, parameters: config.Parameters, base: Base, processes: int = 1) -> checkpoint.Store | None:
     """The stage's checkpoints, bound to all that shapes its training; None when the job names no folder for them."""
     if not job.get("checkpoints"):
         return None
-    shaping = config.by_scope(parameters, "training")
+    shaping = {**config.by_scope(parameters, "training"), "use_qlora": base.quantised}  # auto can be either
     device, dtype = base.model.device.type, str(base.dtype).removeprefix("torch.")
-    inputs = checkpoint.made_with(job["fingerprint"]["parts"], shaping, results.versions(), device, dtype)
+    inputs = checkpoint.made_with(job["fingerprint"]["parts"], shaping, results.versions(), device, dtype, processes)
     return checkpoint.Store(Path(job["checkpoints"]), inputs)
-
-
-def _import_libraries() -> None:
-    """What costs seconds on a slow machine, once for all stages of a plan."""
-    import trainer.generate
-    import trainer.model
-    import trainer.train  # noqa: F401

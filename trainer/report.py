@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ def render_eval_report(report: Mapping[str, Any]) -> str:
             for metric in dict.fromkeys(measured)
         ],
         evaluations=evaluations,
+        choices=choice_rows(report.get("choices") or []),
         times=_time_rows(report.get("times") or {}),
         halvings=[
             f"{item['batch']} questions at a time, so {item['next_batch']} were asked"
@@ -101,6 +102,11 @@ def verdict(gate: Mapping[str, Any]) -> str:
 def ordered_parameters(parameters: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """What differs from the defaults first; the given order within both halves."""
     return sorted(parameters.items(), key=lambda item: item[1]["source"] == "default")
+
+
+def choice_rows(choices: Sequence[Mapping[str, Any]]) -> list[list[object]]:
+    """Each choice with its value and why."""
+    return [[label(choice["name"]), choice["value"], choice["reason"]] for choice in choices]
 
 
 def fingerprint_rows(fingerprint: Mapping[str, Any]) -> list[tuple[str, Any]]:

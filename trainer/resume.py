@@ -23,11 +23,12 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import safe_globals
-from trl import SFTTrainer
 
 from trainer.checkpoint import Checkpoint, Choice, Schedule, Store
+from trainer.crew import ALONE, Crew
 from trainer.encoding import first_line
 from trainer.errors import TrainingFailed
+from trainer.loop import StepTrainer
 
 TERMINATED = 128 + signal.SIGTERM  # what a shell calls a process that ended on SIGTERM
 WEIGHTS, LOOP, STATE = "adapter.safetensors", "loop.json", "trainer_state.json"
@@ -36,10 +37,16 @@ LEAST_SECONDS = 0.1  # the fsyncs and renames of even the smallest: 2.9 MB took 
 
 
 class Keeper:
-    """Writes one training's checkpoints when they are due, and keeps the account of them; without a store: none."""
+    """Writes one training's checkpoints when they are due, and keeps the account of them; without a store: none.
 
-    def __init__(self, store: Store | None, schedule: Schedule, report: Callable[..., None]) -> None:
+    In a crew the first process does both; the others only end with it, behind the same step.
+    """
+
+    def __init__(
+        self, store: Store | None, schedule: Schedule, report: Callable[..., None], crew: Crew = ALONE
+    ) -> None:
         self.store = store
+        self.crew = crew
         self.schedule = schedule
         self.report = report
         self.choice = Choice()
@@ -125,20 +132,26 @@ class Keeper:
         before = signal.signal(signal.SIGTERM, asked)
         try:
             yield
-            if self.terminating:  # behind the last step's checkpoint
+            if self.crew.any(self.terminating):  # behind the last step's checkpoint
                 raise SystemExit(TERMINATED)
         finally:
             signal.signal(signal.SIGTERM, before)
 
     def is_due(self, step: int, last: bool) -> bool:
-        """Whether a checkpoint is to be written after this step."""
-        return self.store is not None and (self.terminating or self.schedule.due(step, last))
+        """Whether a checkpoint is to be written, or the process to end, after this step."""
+        if self.store is None:
+            return False
+        self.terminating = self.crew.any(self.terminating)
+        return self.terminating or (self.crew.is_first and self.schedule.due(step, last))
 
     def save(self, trainer: Any) -> None:
         """Write a checkpoint of the trainer as it stands. A disk that refuses it does not end the training.
 
         After SIGTERM this ends the process, whether the checkpoint could be written or not.
         """
+        if not self.crew.is_first:  # asked only when all are to end
+            self.crew.barrier()
+            raise SystemExit(TERMINATED)
         self._count_training()
         check_finite(trainer)
         step = trainer.state.global_step
@@ -152,6 +165,7 @@ class Keeper:
             self.report("checkpoint", step=step, seconds=round(seconds, 3), bytes=size)
         if self.terminating:
             print("ended on SIGTERM " + ("without a checkpoint" if size is None else f"after checkpoint step-{step}"))
+            self.crew.barrier()
             raise SystemExit(TERMINATED)
 
     def _write(self, trainer: Any, step: int) -> int | None:
@@ -190,8 +204,12 @@ class Saver(TrainerCallback):
             control.should_save = True
 
 
-class ResumableTrainer(SFTTrainer):
-    """TRL's trainer with the keeper's checkpoints, which it reads without forgiveness; without a keeper it has none."""
+class ResumableTrainer(StepTrainer):
+    """The step trainer with the keeper's checkpoints, which it reads without forgiveness; without a keeper: none.
+
+    In a crew the first process writes for all: weights, moments and losses are the same in each, and the random
+    numbers of a step are a function of seed, step and process.
+    """
 
     keeper: Keeper | None = None
 
@@ -203,7 +221,7 @@ class ResumableTrainer(SFTTrainer):
         load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
+        if checkpoint is None or self.crew.size > 1:
             return
         super()._load_rng_state(checkpoint)  # which only logs what it cannot restore
         with safe_globals():
@@ -215,13 +233,6 @@ class ResumableTrainer(SFTTrainer):
             raise TrainingFailed(
                 f"the random numbers of {Path(checkpoint).name} could not be restored; remove that checkpoint"
             )
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        """The batches of one step; TrainingFailed when not one of their tokens carries loss."""
-        batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if batches and tokens is not None and int(tokens) < 1:
-            raise TrainingFailed(f"step {self.state.global_step + 1} trains no token; check the labels of its rows")
-        return batches, tokens
 
 
 def cost_estimate(model: PeftModel) -> float:
@@ -236,7 +247,8 @@ def fill(trainer: Any, folder: Path, account: dict[str, Any]) -> None:
     save_file(weights, folder / WEIGHTS)
     trainer._save_optimizer_and_scheduler(str(folder))
     trainer._save_scaler(str(folder))
-    trainer._save_rng_state(str(folder))
+    if trainer.crew.size == 1:
+        trainer._save_rng_state(str(folder))
     trainer.store_flos()
     callbacks = [*trainer.callback_handler.callbacks, trainer.control]
     states: dict[str, list[Any]] = {}
@@ -249,8 +261,7 @@ def fill(trainer: Any, folder: Path, account: dict[str, Any]) -> None:
         "loss": trainer._tr_loss.item(),
         "total_loss": trainer._total_loss_scalar,
         "last_logged_step": trainer._globalstep_last_logged,
-        "tokens": trainer._total_train_tokens,
-        "metrics": {name: list(values) for name, values in trainer._metrics["train"].items()},
+        "running": trainer.running.record(),
         **account,
     }
     (folder / LOOP).write_text(json.dumps(loop, indent=1), encoding="utf-8")
@@ -261,14 +272,11 @@ def read_loop(folder: Path) -> dict[str, Any]:
 
 
 def restore_loop(trainer: Any, loop: dict[str, Any]) -> None:
-    """What transformers and TRL count between two logs, and would begin anew: without it the losses differ."""
+    """What transformers counts between two logs, and would begin anew: without it the losses differ."""
     trainer._tr_loss.fill_(loop["loss"])
     trainer._total_loss_scalar = loop["total_loss"]
     trainer._globalstep_last_logged = loop["last_logged_step"]
     trainer._initial_global_step = 0
-    trainer._total_train_tokens = loop["tokens"]
-    for name, values in loop["metrics"].items():
-        trainer._metrics["train"][name] = values
 
 
 def trained_weights(model: Any) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Training one adapter: TRL's SFTTrainer carries the loop, this module sets it up and watches it."""
+"""Training one adapter: transformers carries the loop, trainer/loop.py its steps; this module sets up and watches."""
 
 from __future__ import annotations
 
@@ -11,17 +11,27 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
-from trl import SFTConfig
 
+from trainer import ladder, packing
 from trainer.checkpoint import Schedule, Store
+from trainer.choices import Choices
 from trainer.config import Parameters
+from trainer.crew import ALONE, Crew
 from trainer.encoding import Example
 from trainer.errors import InputError, TrainingFailed
+from trainer.feed import Rows
+from trainer.ladder import Failure, Rung
+from trainer.loop import Manner, Running
 from trainer.model import Base
-from trainer.resume import STATE, Keeper, ResumableTrainer, Saver, cost_estimate, load_weights
+from trainer.resume import STATE, Keeper, ResumableTrainer, Saver, cost_estimate, load_weights, read_loop
 
 Report = Callable[..., None]  # report(event_name, **fields)
+# Where neither the parameters nor the choices name a size of passes.
+PASS_TOKENS = {"cpu": 1024, "cuda": 4096}
+# Liger's own loss would replace the model's forward, and with it the fused head.
+LIGER = {"fused_linear_cross_entropy": False, "cross_entropy": False}
 
 
 class Progress(TrainerCallback):
@@ -70,15 +80,22 @@ def warm_up(parameters: Parameters, examples: int) -> float:
     return 0.0 if steps <= 1 and parameters.warmup_steps < 1 else parameters.warmup_steps
 
 
-def settings(parameters: Parameters, base: Base, folder: Path, examples: int) -> SFTConfig:
-    """TRL's configuration; nothing in it is left to a default that would shape the result unseen."""
-    on_gpu = torch.cuda.is_available()
-    return SFTConfig(
+def per_step(parameters: Parameters) -> int:
+    """The examples of an optimiser step, whatever the layout, the memory and the number of processes."""
+    return parameters.per_device_train_batch_size * parameters.gradient_accumulation_steps
+
+
+def settings(
+    parameters: Parameters, base: Base, folder: Path, examples: int, fused_kernels: str = "off"
+) -> TrainingArguments:
+    """transformers' configuration; nothing in it is left to a default that would shape the result unseen."""
+    on_gpu, liger = torch.cuda.is_available(), fused_kernels == "liger"
+    return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=parameters.num_train_epochs,
         max_steps=parameters.max_steps,
-        per_device_train_batch_size=parameters.per_device_train_batch_size,
-        gradient_accumulation_steps=parameters.gradient_accumulation_steps,
+        per_device_train_batch_size=per_step(parameters),  # one batch for each step: the loop makes passes of it
+        gradient_accumulation_steps=1,
         learning_rate=parameters.learning_rate,
         lr_scheduler_type=parameters.lr_scheduler_type,
         warmup_steps=warm_up(parameters, examples),
@@ -89,8 +106,8 @@ def settings(parameters: Parameters, base: Base, folder: Path, examples: int) ->
         data_seed=parameters.seed,
         bf16=base.dtype == torch.bfloat16,
         fp16=base.dtype == torch.float16,
-        gradient_checkpointing=parameters.gradient_checkpointing is True,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if parameters.gradient_checkpointing is True else None,
+        use_liger_kernel=liger,
+        liger_kernel_config=LIGER if liger else None,
         logging_steps=parameters.logging_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,  # the filter would hide a NaN loss behind the last good one
@@ -99,41 +116,76 @@ def settings(parameters: Parameters, base: Base, folder: Path, examples: int) ->
         eval_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        max_length=None,  # lengths were checked before: TRL would cut without a word
-        packing=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        dataloader_pin_memory=on_gpu,
         use_cpu=not on_gpu,
     )
 
 
+def manner(parameters: Parameters, base: Base, rows: Rows, choices: Choices) -> Manner:
+    """How the steps are carried out: as chosen, else as asked, else what fits this device and this model.
+
+    The layout that the model takes is put into the choices with its reason.
+    """
+
+    def chosen(name: str, asked: Any) -> Any:
+        return choices.value(name) if name in choices else asked
+
+    layout = chosen("packing", parameters.packing)
+    refused = "" if layout == packing.PADDED else packing.refusal(base.model)
+    if refused:
+        choices.add("packing", packing.PADDED, refused)
+    elif layout == "auto":
+        choices.add("packing", packing.PADDING_FREE, "no token is spent on padding")
+    tokens = chosen("tokens_per_pass", parameters.tokens_per_pass) or PASS_TOKENS[base.model.device.type]
+    recomputes = chosen("gradient_checkpointing", parameters.gradient_checkpointing) is True
+    per_epoch = -(-len(rows) // per_step(parameters))
+    steps = parameters.max_steps if parameters.max_steps > 0 else math.ceil(parameters.num_train_epochs * per_epoch)
+    compiles = 0 < parameters.compile_above_steps <= steps
+    return Manner(
+        choices.value("packing") if "packing" in choices else layout, Rung(tokens, recomputes),
+        bool(chosen("compile", compiles)),
+    )  # fmt: skip
+
+
 def train(
-    adapted: PeftModel, base: Base, examples: Sequence[Example], parameters: Parameters, folder: Path, report: Report,
-    store: Store | None = None,
+    adapted: PeftModel, base: Base, examples: Sequence[Example] | Dataset, parameters: Parameters, folder: Path,
+    report: Report, store: Store | None = None, choices: Choices | None = None, crew: Crew = ALONE,
 ) -> dict[str, Any]:  # fmt: skip
     """Train the adapter in place, from the newest checkpoint in `store` that fits, if one is given.
 
-    Returns steps, epochs, examples, trained tokens, losses, seconds, the account of the checkpoints, and `spent`:
-    the seconds of this process alone.
+    `choices` may hold packing, tokens_per_pass, gradient_checkpointing, compile and fused_kernels; what it does not
+    hold is decided here. In a crew only the first process reports and writes checkpoints, all read them.
+
+    Returns steps, epochs, examples, trained tokens, losses, seconds, how the steps were carried out, the account of
+    the checkpoints, and `spent`: the seconds of this process alone.
     """
-    masked = [example.row_id for example in examples if not example.trained_tokens]
+    rows = Rows(examples, crew)
+    masked, row_id = rows.untrained()
     if masked:
-        raise InputError(f"row {masked[0]!r} trains no token (one of {len(masked)}); give the assistant an answer")
+        raise InputError(f"row {row_id!r} trains no token (one of {masked}); give the assistant an answer")
+    if isinstance(base.model.get_output_embeddings(), BaseTunerLayer):
+        raise InputError("lora_target_modules names the output head, which is not trained; leave it out")
+    if not crew.is_first:
+        report = _silent
     set_seed(parameters.seed)
-    dataset = Dataset.from_dict({"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]})
+    choices = Choices() if choices is None else choices
+    how = manner(parameters, base, rows, choices)
+    kernels = choices.value("fused_kernels") if "fused_kernels" in choices else "off"
+    for weight in adapted.parameters():  # updates of 1e-4 would be lost in 16 bits
+        if weight.requires_grad:
+            weight.data = weight.data.float()
     trainer = ResumableTrainer(
         model=adapted,
-        args=settings(parameters, base, folder, len(examples)),
-        train_dataset=dataset,
-        processing_class=base.tokenizer,
+        args=settings(parameters, base, folder, len(rows), kernels),
+        rows=rows,
+        per_step=per_step(parameters),
+        manner=how,
+        crew=crew,
+        say=_teller(report),
         callbacks=[Progress(report)],
     )
-    if base.dtype == torch.float32:  # TRL turns a quantised model's adapter to bfloat16, which CPUs crawl on
-        for weight in adapted.parameters():
-            if weight.requires_grad:
-                weight.data = weight.data.float()
     schedule = Schedule(parameters.save_steps, parameters.save_seconds, cost_estimate(adapted))
-    keeper = Keeper(None if schedule.is_off else store, schedule, report)
+    keeper = Keeper(None if schedule.is_off else store, schedule, report, crew)
+    trainer.running.asked = {name: getattr(parameters, name) for name in ("packing", "tokens_per_pass", "attention")}
     state = _run(trainer, keeper)
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     if state.global_step < 1 or not losses:
@@ -141,22 +193,60 @@ def train(
     if state.global_step < state.max_steps:
         raise TrainingFailed(f"training ended at step {state.global_step} of {state.max_steps}; look at the log above")
     _check_weights(adapted)
+    account = keeper.account()
     return {
         "steps": state.global_step,
         "epochs": round(float(state.epoch or 0.0), 3),
-        "examples": len(examples),
-        "trained_tokens": sum(example.trained_tokens for example in examples),
+        "examples": len(rows),
+        "trained_tokens": rows.trained_tokens(),
         "first_loss": losses[0],
         "last_loss": losses[-1],
-        **keeper.account(),
+        **account,
+        **_carried_out(trainer.running, state.global_step, account["seconds"]),
         "checkpoints_skipped": keeper.choice.skipped,
         "spent": keeper.spent(),
     }
 
 
+def _carried_out(running: Running, steps: int, seconds: float) -> dict[str, Any]:
+    """What the training record tells of layout, passes and memory; tokens are those of all epochs."""
+    counts = running.counts
+    return {
+        "layout": running.layout,
+        **running.rung.record(),
+        "out_of_memory": running.out_of_memory,
+        "train_tokens": counts.tokens,
+        "train_tokens_trained": counts.trained_tokens,
+        "train_tokens_per_second": round(counts.tokens / seconds, 1) if seconds else 0.0,
+        "padding_share": round(1 - counts.tokens / counts.pass_tokens, 4) if counts.pass_tokens else 0.0,
+        "passes": counts.passes,
+        "passes_per_step": round(counts.passes / steps, 2),
+    }
+
+
+def _silent(*_: Any, **__: Any) -> None:
+    """The report of a process that is not the first."""
+
+
+def _teller(report: Report) -> Callable[[int, Rung, Rung, Failure], None]:
+    """Tells of a rung that was taken: an event for programs, a note for people."""
+
+    def say(step: int, before: Rung, after: Rung, failure: Failure) -> None:
+        pass_ = {"tokens": failure.tokens, "rows": failure.rows, "row_id": failure.row_id}
+        report("out_of_memory", step=step, before=before.record(), after=after.record(), failed=pass_)
+        text = ladder.told(step, before, after)
+        print(text, flush=True)
+        report("note", text=text)
+
+    return say
+
+
 def _run(trainer: ResumableTrainer, keeper: Keeper) -> TrainerState:
     """The loop, from its beginning, from a checkpoint, or not at all when the checkpoint is that of the last step."""
-    found = keeper.choose()
+    found = trainer.crew.once(keeper.choose)
+    keeper.choice.checkpoint = found  # the first process chose it for all
+    if found is not None:
+        trainer.running = trainer.running.resumed(Running.of(read_loop(found.path)["running"]))
     if found is not None and found.step >= found.total_steps:
         load_weights(trainer.model, found.path)  # transformers would skip the training and keep the weights of before
         return TrainerState.load_from_json(str(found.path / STATE))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 STEPS = 12
-# Seven rows in batches of two, two to a step: an epoch has two steps, the last batch is short, the order is shuffled.
+# Seven rows, four to a step: an epoch has two steps, the last one is short, the order is shuffled.
 QUESTIONS = ("电场？", "电势？", "高斯定理？", "导体？", "电容？", "磁场？", "感应？")
 ROWS = [
     {"id": f"row-{n}", "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": text * 2}]}
@@ -32,11 +32,12 @@ class Attempt:
     parameters: dict[str, Any]
     checkpoints: Path | None = None
     inputs: dict[str, Any] = field(default_factory=dict)
-    kill_in_step: int = 0  # SIGKILL between the two batches of this step
+    kill_in_step: int = 0  # SIGKILL between the first two passes of this step
     terminate_in_step: tuple[int, ...] = ()  # SIGTERM in this step; named twice: sent twice
     kill_at_call: tuple[str, int] = ("", 0)  # SIGKILL at the n-th call of a function of os in the checkpoint's writing
     file_limit_bytes: int = 0  # no file may grow beyond it, as on a full disk
     nan_in_step: int = 0
+    full_in_step: int = 0  # memory runs out in this step's passes of several rows
 
 
 def carry_out(attempt: Attempt) -> None:
@@ -69,24 +70,31 @@ def carry_out(attempt: Attempt) -> None:
         def state(self) -> dict[str, Any]:
             return {"args": {}, "attributes": {"count": self.count}}
 
-    class Breaking(resume.ResumableTrainer):  # type: ignore[misc]
+    class Breaking(resume.ResumableTrainer):
         """Breaks off where it is told to, and leaves its log of losses."""
 
         def __init__(self, *args: Any, **more: Any) -> None:
             super().__init__(*args, **more)
             self.add_callback(Patience())
-            self.batches = 0
+            self.passes = 0
 
         def training_step(self, *args: Any, **more: Any) -> Any:
-            step, self.batches = self.state.global_step + 1, self.batches + 1
-            second = self.batches % 2 == 0
-            if second and step == attempt.kill_in_step:
+            self.passes = 0
+            loss = super().training_step(*args, **more)
+            assert self.passes > 1, "a step is broken off between its passes"
+            return loss * float("nan") if self.state.global_step + 1 == attempt.nan_in_step else loss
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **more: Any) -> Any:
+            step, self.passes = self.state.global_step + 1, self.passes + 1
+            if self.passes == 2 and step == attempt.kill_in_step:
                 os.kill(os.getpid(), signal.SIGKILL)
             for wanted in attempt.terminate_in_step:
-                if second and step == wanted:
+                if self.passes == 2 and step == wanted:
                     os.kill(os.getpid(), signal.SIGTERM)
-            loss = super().training_step(*args, **more)
-            return loss * float("nan") if step == attempt.nan_in_step else loss
+            loss = super().compute_loss(model, inputs, *args, **more)
+            if step == attempt.full_in_step and len(inputs.lengths) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return loss
 
         def train(self, *args: Any, **more: Any) -> Any:
             outcome = super().train(*args, **more)

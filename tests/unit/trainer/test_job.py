@@ -6,6 +6,7 @@ import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from tests.conftest import write_data
 from tests.unit.trainer.interrupted import Server, carry_out_job, read_reports
 from trainer import checkpoint, digest, fingerprint, job, stages
+from trainer.choices import Choices
 from trainer.config import FIELDS, table
 from trainer.errors import InputError
 from trainer.resident import Resident
@@ -58,7 +60,7 @@ def test_data_that_changed_after_the_plan_had_looked_is_refused(
     def train(*_: Any) -> None:
         raise Reached
 
-    monkeypatch.setattr(Resident, "get", lambda *_: None)
+    monkeypatch.setattr(Resident, "get", lambda *_: SimpleNamespace(choices=Choices()))
     monkeypatch.setattr(job.StageJob, "_train", train)
     with pytest.raises(expected):
         job.StageJob(asked, Layout(tmp_path), Resident(Layout(tmp_path), ignore), ignore).carry_out()

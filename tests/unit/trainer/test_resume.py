@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from trl import SFTTrainer
+from transformers import Trainer
 
 from tests.unit.trainer.interrupted import STEPS, Attempt, Server, read_json, read_reports
-from trainer import resume
+from trainer import feed, resume
 from trainer.checkpoint import Schedule
+from trainer.crew import ALONE
 from trainer.errors import TrainingFailed
 
 KILLED = -signal.SIGKILL
@@ -67,7 +68,8 @@ def make_case(server: Server, tiny_parameters: Any, tmp_path_factory: pytest.Tem
     def make(**changes: Any) -> Case:
         values = {
             "max_steps": STEPS, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
-            "lora_dropout": 0.2, "weight_decay": 0.01, "save_seconds": 0, "save_steps": 1, **changes,
+            "tokens_per_pass": 100, "lora_dropout": 0.2, "weight_decay": 0.01, "save_seconds": 0, "save_steps": 1,
+            **changes,
         }  # fmt: skip
         return Case(server, tmp_path_factory.mktemp("case"), dict(vars(tiny_parameters(**values))))
 
@@ -214,6 +216,26 @@ def test_the_seconds_of_training_are_those_of_all_attempts(make_case: Callable[.
     assert record["checkpoints_written"] == earlier["checkpoints_written"] == 12
 
 
+def test_a_training_that_ran_out_of_memory_goes_on_with_the_same_passes(make_case: Callable[..., Case]) -> None:
+    plain, case, unaware = (make_case(save_steps=steps) for steps in (0, 1, 1))
+    assert plain.run(full_in_step=3) == 0
+    (fall,) = plain.record["out_of_memory"]
+    assert fall["step"] == 3 and fall["to"]["tokens_per_pass"] < 100
+    assert case.run(full_in_step=3, kill_in_step=6) == KILLED
+    assert [case.run(kill_in_step=7), case.run()] == [KILLED, 0], "memory does not run out again"
+    assert case.result == plain.result
+    assert case.record["out_of_memory"] == [fall] and case.record["passes"] == plain.record["passes"]
+    assert unaware.run() == 0 and unaware.record["out_of_memory"] == []
+    assert unaware.result != plain.result, "the passes do shape the last bits"
+
+
+def test_passes_of_another_size_are_taken_when_they_are_asked_for(make_case: Callable[..., Case]) -> None:
+    case = make_case(lora_dropout=0.0)
+    assert case.run(full_in_step=3, kill_in_step=6) == KILLED
+    assert case.run(parameters={"tokens_per_pass": 70}) == 0
+    assert case.record["tokens_per_pass"] == 70 and len(case.record["out_of_memory"]) == 1
+
+
 def test_sigterm_ends_the_step_and_leaves_a_checkpoint(make_case: Callable[..., Case], whole: Any) -> None:
     case = make_case(save_steps=0, save_seconds=1000)
     assert [case.run(terminate_in_step=(step,)) for step in (3, 4, 9)] == [resume.TERMINATED] * 3
@@ -298,28 +320,28 @@ def test_weights_that_fit_are_taken(tmp_path: Path, small: torch.nn.Module) -> N
 def test_random_numbers_that_were_not_restored_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = resume.ResumableTrainer.__new__(resume.ResumableTrainer)
     trainer.args = SimpleNamespace(world_size=1, parallel_mode=None)
+    trainer.crew = ALONE
     torch.manual_seed(1)
     trainer._save_rng_state(str(tmp_path))
     torch.manual_seed(2)
     trainer._load_rng_state(str(tmp_path))
     assert torch.initial_seed() == 1 or torch.equal(torch.get_rng_state(), torch.Generator().manual_seed(1).get_state())
     torch.manual_seed(2)
-    monkeypatch.setattr(SFTTrainer, "_load_rng_state", lambda *_: None)  # as it does when it only logs its failure
+    monkeypatch.setattr(Trainer, "_load_rng_state", lambda *_: None)  # as it does when it only logs its failure
     with pytest.raises(TrainingFailed, match="random numbers of .* could not be restored; remove that checkpoint"):
         trainer._load_rng_state(str(tmp_path))
 
 
 @pytest.mark.parametrize(("tokens", "refused"), [(0, True), (1, False)])
-def test_a_step_that_trains_no_token_is_an_error(monkeypatch: pytest.MonkeyPatch, tokens: int, refused: bool) -> None:
+def test_a_step_that_trains_no_token_is_an_error(tokens: int, refused: bool) -> None:
     trainer = resume.ResumableTrainer.__new__(resume.ResumableTrainer)
     trainer.state = SimpleNamespace(global_step=3)
-    batches = ([{"labels": None}], torch.tensor(tokens))
-    monkeypatch.setattr(SFTTrainer, "get_batch_samples", lambda *_: batches)
+    steps = iter([feed.Step([], tokens)])
     if refused:
         with pytest.raises(TrainingFailed, match="step 4 trains no token; check the labels of its rows"):
-            trainer.get_batch_samples(None, 1, torch.device("cpu"))
+            trainer.get_batch_samples(steps, 1, torch.device("cpu"))
     else:
-        assert trainer.get_batch_samples(None, 1, torch.device("cpu")) == batches
+        assert trainer.get_batch_samples(steps, 1, torch.device("cpu")) == ([feed.Step([], tokens)], tokens)
 
 
 def test_a_keeper_without_a_store_has_nothing_to_go_on_from() -> None:

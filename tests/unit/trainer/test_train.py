@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -84,8 +85,9 @@ def test_progress_is_reported_step_by_step(fit: Fit) -> None:
     assert all(item["steps_per_second"] > 0 and item["learning_rate"] >= 0 for item in reports)
 
 
+@pytest.mark.parametrize("layout", ["padding_free", "padded"])
 def test_only_the_assistants_tokens_reach_the_loss(
-    fit: Fit, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    fit: Fit, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, layout: str
 ) -> None:
     turns = [
         {"role": "system", "content": "你是助教。"},
@@ -96,39 +98,42 @@ def test_only_the_assistants_tokens_reach_the_loss(
         {"role": "tool", "content": "9e9"},
         {"role": "assistant", "content": "有电荷"},
     ]
-    batches: list[dict[str, torch.Tensor]] = []
+    passes: list[Any] = []
 
-    class Watched(ResumableTrainer):  # type: ignore[misc]
-        """Notes what the loss is computed on: the batches as TRL's own collator made them."""
+    class Watched(ResumableTrainer):
+        """Notes what the loss is computed on."""
 
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **more: Any) -> Any:
-            batches.append({name: inputs[name].clone() for name in ("input_ids", "labels", "attention_mask")})
+            passes.append(inputs)
             return super().compute_loss(model, inputs, *args, **more)
 
     monkeypatch.setattr(train, "ResumableTrainer", Watched)
-    fit([{"id": "long", "messages": turns}], per_device_train_batch_size=3, max_steps=1)
-    (batch,) = batches
-    learned = [
-        tiny_tokenizer.decode([token for token in labels if token != encoding.IGNORED])
-        for labels in batch["labels"].tolist()
-    ]
+    fit([{"id": "long", "messages": turns}], per_device_train_batch_size=3, max_steps=1, packing=layout)
+    (one,) = passes
+    rows = zip(one.labels.tolist(), one.input_ids.tolist(), strict=True)
+    if layout == "padding_free":
+        ((labels, ids),) = rows
+        bounds = [0, *itertools.accumulate(one.lengths)]
+        rows = [(labels[start:end], ids[start:end]) for start, end in itertools.pairwise(bounds)]  # type: ignore[assignment]
+        assert bounds[-1] == len(ids)
+    learned = []
+    for labels, ids in rows:
+        # What a token predicts is the very token after it; nothing is learned behind the end of a row.
+        assert all(label in (encoding.IGNORED, after) for label, after in zip(labels, [*ids[1:], None], strict=True))
+        learned.append(tiny_tokenizer.decode([label for label in labels if label != encoding.IGNORED]))
     call = '<tool_call>{"name": "field", "arguments": {"q": 2}}</tool_call>'
     assert sorted(learned) == sorted(["电场为零<|im_end|>", call + "<|im_end|>", "有电荷<|im_end|>"])
-    # A label is the very token at its place, and padding is neither seen nor learned.
-    seen = batch["labels"] != encoding.IGNORED
-    assert torch.equal(batch["labels"][seen], batch["input_ids"][seen])
-    assert not bool((seen & (batch["attention_mask"] == 0)).any())
-    assert not bool(batch["attention_mask"].all())
+    assert (one.tokens > sum(one.lengths)) == (layout == "padded")
 
 
 def test_the_think_block_reaches_no_loss(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     learned: list[int] = []
 
-    class Watched(ResumableTrainer):  # type: ignore[misc]
+    class Watched(ResumableTrainer):
         """Notes which tokens are learned."""
 
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **more: Any) -> Any:
-            learned.extend(inputs["labels"][inputs["labels"] != encoding.IGNORED].tolist())
+            learned.extend(inputs.labels[inputs.labels != encoding.IGNORED].tolist())
             return super().compute_loss(model, inputs, *args, **more)
 
     monkeypatch.setattr(train, "ResumableTrainer", Watched)
@@ -154,7 +159,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run_at_its_step(
 
 
 def test_a_loss_that_is_lost_later_names_the_later_step(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Breaking(ResumableTrainer):  # type: ignore[misc]
+    class Breaking(ResumableTrainer):
         """A loss that is no number from the third step on, as a rate that is too high makes it."""
 
         def compute_loss(self, *args: Any, **more: Any) -> Any:
@@ -170,7 +175,7 @@ def test_a_loss_that_is_lost_later_names_the_later_step(fit: Fit, monkeypatch: p
 def test_weights_that_are_not_finite_fail_even_when_no_loss_showed_it(
     fit: Fit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Breaking(ResumableTrainer):  # type: ignore[misc]
+    class Breaking(ResumableTrainer):
         """Spoils a weight behind the last loss that is reported."""
 
         def train(self, *args: Any, **more: Any) -> Any:
@@ -222,12 +227,12 @@ def test_a_parameter_shapes_the_adapter(fit: Fit, name: str, value: float) -> No
     assert not all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_nothing_is_cut_or_packed_or_saved_behind_our_back(
+def test_nothing_is_accumulated_or_fused_or_saved_behind_our_back(
     base: model.Base, tiny_parameters: Any, tmp_path: Path
 ) -> None:
-    found = train.settings(tiny_parameters(), base, tmp_path, 3)
-    assert found.max_length is None
-    assert found.packing is False
+    found = train.settings(tiny_parameters(gradient_accumulation_steps=3), base, tmp_path, 3)
+    assert (found.per_device_train_batch_size, found.gradient_accumulation_steps) == (15, 1), "one batch for each step"
+    assert found.use_liger_kernel is False
     assert found.save_strategy == "no"
     assert found.report_to == []
     assert not any(tmp_path.iterdir())
