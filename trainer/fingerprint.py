@@ -13,12 +13,12 @@ from trainer.state import Layout, read_json, write_json
 # The modules whose text shapes an adapter, and those that shape its score. A changed comment in one of them
 # asks for a new result: better once too often than a report that its code does not explain.
 TRAINING_MODULES = (
-    "budget", "choices", "encoding", "estimate", "feed", "ladder", "loop", "model", "packing", "resume", "shape",
-    "train",
+    "budget", "choices", "crew", "encoding", "estimate", "feed", "ladder", "loop", "model", "packing", "resume",
+    "shape", "train",
 )  # fmt: skip
 EVALUATION_MODULES = (
-    "characters", "data", "encoding", "evaluate", "generate", "judges", "keypoints", "latex", "mathtext", "metrics",
-    "records", "refusal", "sections",
+    "characters", "data", "decoder", "encoding", "evaluate", "generate", "judges", "keypoints", "latex", "mathtext",
+    "merging", "metrics", "records", "refusal", "sections",
 )  # fmt: skip
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import account, checkpoint, config, evaluate, examples, libraries, peaks, results, stages, state
-from trainer.choices import Choices
+from trainer.choices import Choice, Choices
 from trainer.crew import ALONE, Crew
 from trainer.resident import Resident
 
@@ -67,16 +67,15 @@ class StageJob:
         self.resident = resident
         self.report = report
         self.crew = crew
-        self.choices = Choices()
-        if "processes" in job:
-            self.choices.add("processes", **job["processes"])
         self.table = stages.load()
         self.stage = self.table.stage(job["stage"])
         self.parameters = config.Parameters(**{name: item["value"] for name, item in job["parameters"].items()})
         self.folder = Path(job["folder"])
         self.times = Times()
+        self.choices = Choices()
         self.estimate: dict[str, Any] | None = None  # made before a training begins
         self.measured: dict[str, Any] = {}
+        self.out_of_memory: list[dict[str, Any]] = []
 
     def carry_out(self) -> dict[str, Any]:
         """Everything from the base to the files of the result; returns what the stage's state records."""
@@ -84,6 +83,8 @@ class StageJob:
         began = time.monotonic()
         peaks.reset()
         self.report("phase", phase="loading")
+        if "processes" in job:
+            self.take(Choices(processes=Choice("processes", **job["processes"])))
         with self.times.of("import"):
             libraries.load()
         with self.times.of("load"):
@@ -110,6 +111,7 @@ class StageJob:
             "choices": self.choices.table(),
             "estimate": self.estimate,
             "measured": account.measured(training, evaluations, self.times.seconds, self.measured),
+            "out_of_memory": self.out_of_memory,
         }
         report = results.eval_report(job, stage, self.parameters, self.layout, adapter, evaluations, training, figures)
         results.write(report, self.folder, trained)
@@ -164,36 +166,49 @@ class StageJob:
 
     def _evaluate(self, base: Base, adapted: PeftModel, sets: list[evaluate.QuestionSet]) -> list[dict[str, Any]]:
         """The evaluations of the first process; the others answer their share of what it asks, and return nothing."""
+        from trainer import merging
         from trainer.generate import answer
+
+        model: Any = adapted  # PEFT's wrapper answers like the model in it
+        found = self.crew.gather(merging.choose(adapted, base, self.parameters, self.choices.get("merge")))
+        self.take(Choices(merge=min(found, key=lambda choice: bool(choice.value))))  # as the one that cannot
+        batch = self.choices.value("eval_batch") if "eval_batch" in self.choices else 0
+        as_trained = merging.merged if self.choices.value("merge") else contextlib.nullcontext
 
         def answers(rows: list[Any], name: str, total: int) -> list[Any]:
             def progress(done: int, _: int) -> None:
                 self.report("progress", questions=name, answered=min(done * self.crew.size, total), rows=total)
 
-            with adapted.disable_adapter() if name == BASE else contextlib.nullcontext():
-                return answer(adapted, base.tokenizer, rows, self.parameters, progress).predictions  # type: ignore[arg-type]
+            with model.disable_adapter() if name == BASE else as_trained(model):
+                found = answer(model, base.tokenizer, rows, self.parameters, progress, batch=batch, report=self.report)
+            self.out_of_memory += found.out_of_memory
+            return found.predictions
 
-        if not self.crew.is_first:
+        evaluations: list[dict[str, Any]] = []
+        if self.crew.is_first:
+            evaluations = self._ask(sets, answers, base)
+        else:
             self.crew.serve(answers)
-            return []
+        self.out_of_memory = [entry for entries in self.crew.gather(self.out_of_memory) for entry in entries]
+        return evaluations
+
+    def _ask(
+        self, sets: list[evaluate.QuestionSet], answers: Callable[..., list[Any]], base: Base
+    ) -> list[dict[str, Any]]:
+        """Everything asked and scored, with and without the adapter; the others are let go afterwards."""
 
         def asked(name: str) -> evaluate.Answer:
-            def run(rows: Any) -> Any:
-                found = self.crew.ask(answers, rows, name, len(rows))
-                return found, sum(item["tokens"] for item in found)
-
-            return run
+            return lambda rows: self.crew.ask(answers, rows, name, len(rows))
 
         self.report("phase", phase="evaluating", rows=sum(len(item.rows) for item in sets))
-        evaluations: list[dict[str, Any]] = []
-        for questions in sets:
-            found, spent = evaluate.evaluate([questions], asked(questions.name))
-            evaluations += found
-            self.times.add("generate", spent["generate_seconds"])
-            self.times.add("score", spent["score_seconds"])
+        evaluations, spent = evaluate.evaluate(sets, asked(" and ".join(item.name for item in sets)))
+        for part in ("generate", "score"):
+            self.times.add(part, spent[f"{part}_seconds"])
+        self.measured["generated_tokens_per_second"] = spent["generated_tokens_per_second"]
         with self.times.of("base"):
+            computed = (base.quantised, str(base.dtype))
             cache, base_hash = self.layout.cache, self.job["base_hash"]
-            scores = evaluate.base_scores(sets, asked(BASE), cache, base_hash, self.parameters)
+            scores = evaluate.base_scores(sets, asked(BASE), cache, base_hash, self.parameters, computed)
         self.crew.let_go()
         for item, score in zip(evaluations, scores, strict=True):
             item["base"] = score

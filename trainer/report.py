@@ -76,6 +76,11 @@ def render_eval_report(report: Mapping[str, Any]) -> str:
         estimates=_estimate_rows(report),
         estimated_from=(report.get("estimate") or {}).get("seconds_from"),
         times=_time_rows(report.get("times") or {}, report.get("wall_seconds")),
+        halvings=[
+            f"{item['batch']} questions at a time, so {item['next_batch']} were asked"
+            for item in report.get("out_of_memory") or []
+            if item.get("during") == "answering"
+        ],
         training=_training_rows(report.get("training") or {}),
         environment=list((report.get("environment") or {}).items()),
         fingerprint=fingerprint_rows(report.get("fingerprint") or {}),
@@ -129,6 +134,7 @@ def _evaluation_view(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "warnings": warnings,
         "seconds": duration(evaluation.get("seconds")),
         "tokens": evaluation.get("tokens"),
+        "cut": _cut_line(evaluation.get("cut") or {}),
         "rows": len(evaluation["result"]["rows"]),
         "missing": evaluation["result"].get("missing") or [],
         "unexpected": evaluation["result"].get("unexpected") or [],
@@ -137,6 +143,14 @@ def _evaluation_view(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "types": [[kind, *(score(figures.get(m)) for m in metrics)] for kind, figures in by_type.items()],
         "failed": [_failed_row(row) for row in failed],
     }
+
+
+def _cut_line(cut: Mapping[str, int]) -> str:
+    """How many answers ended at their cap and which caps those were, "" when none did."""
+    caps = {"reference": "max_new_tokens_ratio", "max_new_tokens": "max_new_tokens", "context": "the model's context"}
+    parts = ", ".join(f"{count} by {caps.get(name, name)}" for name, count in sorted(cut.items()))
+    count = sum(cut.values())
+    return f"{count} {'answer' if count == 1 else 'answers'} ended at the cap ({parts})" if count else ""
 
 
 def lift_rows(summary: Mapping[str, Any], base: Mapping[str, Any]) -> list[list[object]]:

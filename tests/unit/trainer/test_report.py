@@ -282,3 +282,28 @@ def test_a_failed_write_keeps_the_old_report(tmp_path: Path, monkeypatch: pytest
         reports.write_eval_report(make_report(attempt=2), tmp_path)
     assert json_path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("cut", "words"),
+    [
+        ({}, ""),
+        ({"reference": 1}, "; 1 answer ended at the cap (1 by max_new_tokens_ratio)"),
+        (
+            {"reference": 2, "max_new_tokens": 1, "context": 1},
+            "; 4 answers ended at the cap (1 by the model's context, 1 by max_new_tokens, 2 by max_new_tokens_ratio)",
+        ),
+    ],
+)
+def test_answers_that_ended_at_their_cap_are_counted(cut: dict[str, int], words: str) -> None:
+    text = reports.render_eval_report(make_report(evaluations=[evaluation("trained", "trained", 0.7, cut=cut)]))
+    (line,) = [line for line in text.splitlines() if "tokens generated" in line]
+    assert line == f"- trained: 900 tokens generated in 3.0 s{words}"
+
+
+def test_batches_that_memory_did_not_hold_are_named() -> None:
+    halving = {"during": "answering", "batch": 64, "next_batch": 32, "message": "CUDA out of memory"}
+    text = reports.render_eval_report(make_report(out_of_memory=[halving, {"during": "training"}]))
+    assert text.count("Memory did not hold") == 1
+    assert "- Memory did not hold 64 questions at a time, so 32 were asked" in text.splitlines()
+    assert "Memory did not hold" not in reports.render_eval_report(make_report(out_of_memory=[]))
