@@ -93,10 +93,13 @@ class StageJob:
         self.take(base.choices)
         with self.times.of("data"):
             data_root = Path(job["data_root"])
-            numbered = examples.read(data_root, stage.data, job["fingerprint"]["parts"]["data"])
-            rows = [row for _, row in numbered]
-            sets = evaluate.question_sets(stage, self.table, self.parameters, data_root, rows)
-        adapted, training = self._train(base, numbered) if trained else self._reload(base)
+            expected = job["fingerprint"]["parts"]["data"]
+            source = examples.read(data_root, self.table, stage, expected, self.layout.cache)
+            asked = source.sample(evaluate.MOST_TRAINED)
+            sets = evaluate.question_sets(
+                stage, self.table, self.parameters, data_root, asked, source.rows, source.leaks
+            )
+        adapted, training = self._train(base, source) if trained else self._reload(base)
         evaluations = self._evaluate(base, adapted, sets)
         from trainer.model import detach_adapter
 
@@ -129,7 +132,8 @@ class StageJob:
             print(line, flush=True)
         self.choices.update(new)
 
-    def _train(self, base: Base, numbered: examples.Numbered) -> tuple[PeftModel, dict[str, Any]]:
+    def _train(self, base: Base, source: examples.Source) -> tuple[PeftModel, dict[str, Any]]:
+        from trainer.continuation import begin_with
         from trainer.model import attach_adapter
         from trainer.train import train
 
@@ -139,15 +143,17 @@ class StageJob:
                 self.estimate = account.estimated(*where, base)
         with self.times.of("data"):
             context = getattr(base.model.config, "max_position_embeddings", self.parameters.max_length)
-            encoded = examples.of_rows(numbered, self.stage.data, base.tokenizer, self.parameters, context)
-        self.report("phase", phase="training", rows=len(numbered))
+            encoded = examples.of_source(source, base.tokenizer, self.parameters, context, self.layout.cache)
+        self.report("phase", phase="training", rows=source.rows)
         with self.times.of("setup"):
             adapted = attach_adapter(base, self.parameters)
+            if self.parameters.initial_adapter != "none":
+                begin_with(adapted, self.parameters, self.job["base_hash"])
             self.crew.spread([weight for weight in adapted.parameters() if weight.requires_grad])
             kept = store(self.job, self.parameters, base, self.crew.size)
             training = train(adapted, base, encoded, self.parameters, self.folder, self.report, kept, crew=self.crew)
         self.times.move("setup", training.pop("spent"))
-        training["rows"] = len(numbered)
+        training["rows"] = source.rows
         training["dropped"] = []  # rows that do not fit are refused above, none is dropped
         if self.crew.is_first:
             with self.times.of("save"):

@@ -118,6 +118,26 @@ def test_a_stage_lost_in_evaluation_goes_to_evaluation_again(
     assert "| memory of the process |" in (tmp_path / "plain" / "eval_report_sample.md").read_text(encoding="utf-8")
 
 
+def test_rows_that_are_mapped_train_what_rows_that_are_held_train(
+    tmp_path: Path, make_job: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    server, reports = Server(), tmp_path / "reports"
+    held = {name: value for name, value in make_job("held").items() if name != "checkpoints"}
+    assert server.call(carry_out_job, tmp_path, held, reports, False) == 0
+    assert server.call(carry_out_job, tmp_path, make_job("lost", save_steps=3), reports, True, True) == -signal.SIGKILL
+    assert server.call(carry_out_job, tmp_path, make_job("mapped", save_steps=3), reports, False, True) == 0
+    assert [report["step"] for report in read_reports(reports, "resumed")] == [9]
+    whole, found = (
+        json.loads((tmp_path / name / "eval_report_sample.json").read_text()) for name in ("held", "mapped")
+    )
+    assert found["fingerprint"]["adapter"] == whole["fingerprint"]["adapter"]
+    for name in ("rows", "examples", "trained_tokens", "first_loss", "last_loss"):
+        assert found["training"][name] == whole["training"][name]
+    assert [item["result"] for item in found["evaluations"]] == [item["result"] for item in whole["evaluations"]]
+    assert list(Layout(tmp_path).cache.glob("examples-sample-*/examples.arrow"))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [({"learning_rate": 0.5}, ["learning_rate was 0.01, is 0.5"]), ({"save_steps": 7, "max_new_tokens": 9}, [])],
