@@ -138,7 +138,7 @@ class StageJob:
         from trainer.train import choose, train
 
         if self.crew.is_first:
-            with self.times.of("check"):
+            with self.times.of("estimate"):
                 where = self.layout, self.stage, self.table, self.parameters, Path(self.job["data_root"])
                 self.estimate = account.estimated(*where, base)
         with self.times.of("data"):
