@@ -20,8 +20,8 @@ from trainer.data import Row
 from trainer.encoding import question_of, render_prompt, render_turn
 from trainer.errors import HostUnfit, InputError
 
-# Questions at a time where nobody says how many memory holds. Measured on a CPU (benchmarks/README.md): with more,
-# the rows' matrices no longer stay in the caches of the processor.
+# Questions at a time where nobody says how many memory holds. Measured on a CPU (benchmarks/generation.py):
+# with fewer it is slower, with more no faster.
 BATCH = 32
 SHORTEST_CAP = 64  # tokens: a cap from a very short reference would cut answers that only say it in other words
 PROGRESS_SECONDS = 1.0  # between two reports
@@ -146,7 +146,7 @@ def _answer_all(
         answers[index] = tokens
         told(len(answers))
 
-    run = _decode if decoder.is_for(model) else _generate
+    run = by_decoder if decoder.is_for(model) else by_generate
     # The longest first: they end last, and what does not fit shows at once.
     order = sorted(range(len(asked)), key=lambda index: (len(asked[index].prompt), asked[index].cap), reverse=True)
     while left := [index for index in order if index not in answers]:
@@ -190,7 +190,7 @@ def _alone(item: Asked) -> str:
     )
 
 
-def _decode(
+def by_decoder(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: dict[int, Asked], batch: int,
     done: Callable[[int, list[int]], None],
 ) -> None:  # fmt: skip
@@ -201,7 +201,7 @@ def _decode(
     found.answer(prompts, caps, batch, lambda place, tokens: done(places[place], tokens))
 
 
-def _generate(
+def by_generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: dict[int, Asked], batch: int,
     done: Callable[[int, list[int]], None],
 ) -> None:  # fmt: skip
