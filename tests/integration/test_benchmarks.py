@@ -55,7 +55,7 @@ def test_training_beside_plain_trl(tiny_base: Path) -> None:
         assert {"ours, padding-free", "ours, padded", "TRL SFTTrainer"} <= found.keys()
         assert len({tuple(row[:3]) for row in found.values()}) == 1, "steps, tokens, trained tokens"
         assert found["TRL SFTTrainer"][-1] == "1.00" and float(found["TRL SFTTrainer"][-2].rstrip("%")) > 0
-        assert found["ours, padding-free"][-2] == "0.0%"
+        assert float(found["ours, padding-free"][-2].rstrip("%")) < 1  # the trial of the layout before the first step
 
 
 def test_the_gpu_benchmark_runs_to_its_last_line_on_a_processor(tmp_path: Path) -> None:
