@@ -26,7 +26,8 @@ ASKED = "asked for"
 FULL_PASS = {"cuda": 16384, "cpu": 4096}
 FAIR_PASS = {"cuda": 4096, "cpu": 512}
 PASS_STEP = 256  # tokens: passes are tried in steps of so many
-MOST_QUESTIONS = 256  # at a time: the longest answer keeps all others waiting
+# At a time. On a processor fewer are slower and more no faster: measured with benchmarks/generation.py.
+MOST_QUESTIONS = {"cuda": 256, "cpu": 32}
 CAREFUL_QUESTIONS = 16  # where memory cannot be estimated
 FLASH_HEADS = 256  # the widest head of flash-attn 2, which wants Ampere (8, 0) or newer and 16 bits (its README)
 FLASH_CAPABILITY = (8, 0)
@@ -100,7 +101,7 @@ def for_answers(
     `merge` says that memory holds a merged copy of the weights, not yet that its answers are the same.
     """
     choices, room = Choices(), safe_memory(device)
-    asked, most = parameters.per_device_eval_batch_size, min(max(rows, 1), MOST_QUESTIONS)
+    asked, most = parameters.per_device_eval_batch_size, min(max(rows, 1), MOST_QUESTIONS[device.kind])
     first = asked or min(most, CAREFUL_QUESTIONS)  # merging saves more than a batch beyond this one
 
     def need(batch: int, merged: bool) -> int:
@@ -120,7 +121,7 @@ def for_answers(
     merged = choices.value("merge")
     largest = next((batch for batch in range(most, 1, -1) if need(batch, merged) <= room), 1)
     batch = -(-rows // -(-rows // largest)) if rows else 1  # batches of like size
-    why = "all at once" if largest >= rows else "a slow answer keeps a larger batch waiting" if largest == most else ""
+    why = "all at once" if largest >= rows else f"more than {most} at a time gain nothing" if largest == most else ""
     choices.add("eval_batch", batch, _joined(why or "more do not fit", told(need(batch, merged), device)))
     return choices
 

@@ -25,6 +25,7 @@ from trainer import (
     evaluate,
     ledger,
     listing,
+    outlook,
     precheck,
     process,
     publication,
@@ -297,6 +298,14 @@ def check(arguments: Arguments, root: Path) -> int:
     return 0
 
 
+def estimate(arguments: Arguments, root: Path) -> int:
+    """What a plan would take here; HostUnfit when it cannot fit at all."""
+    found = outlook.look(plans.from_request(request_from(arguments)), Layout(root))
+    answer(arguments, found)
+    outlook.refuse(found)
+    return 0
+
+
 def score(arguments: Arguments, root: Path) -> int:
     result = evaluate.score_files(arguments.benchmark, arguments.predictions)
     artifacts.write_score(arguments.output, result)
@@ -400,6 +409,7 @@ COMMANDS: dict[str, Callable[[Arguments, Path], int]] = {
     "stages": show_stages,
     "diagnose": show_diagnosis,
     "check": check,
+    "estimate": estimate,
     "score": score,
     "base": build_base,
     "source": show_source,

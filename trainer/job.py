@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import checkpoint, config, evaluate, examples, libraries, results, stages, state
-from trainer.choices import Choices
+from trainer import account, checkpoint, config, evaluate, examples, libraries, peaks, results, stages, state
+from trainer.choices import Choice, Choices, for_answers
 from trainer.crew import ALONE, Crew
 from trainer.resident import Resident
 
@@ -67,19 +67,24 @@ class StageJob:
         self.resident = resident
         self.report = report
         self.crew = crew
-        self.choices = Choices()
-        if "processes" in job:
-            self.choices.add("processes", **job["processes"])
         self.table = stages.load()
         self.stage = self.table.stage(job["stage"])
         self.parameters = config.Parameters(**{name: item["value"] for name, item in job["parameters"].items()})
         self.folder = Path(job["folder"])
         self.times = Times()
+        self.choices = Choices()
+        self.estimate: dict[str, Any] | None = None  # made before a training begins
+        self.measured: dict[str, Any] = {}
+        self.out_of_memory: list[dict[str, Any]] = []
 
     def carry_out(self) -> dict[str, Any]:
         """Everything from the base to the files of the result; returns what the stage's state records."""
         job, stage, trained = self.job, self.stage, self.job["mode"] == "train"
+        began = time.monotonic()
+        peaks.reset()
         self.report("phase", phase="loading")
+        if "processes" in job:
+            self.take(Choices(processes=Choice("processes", **job["processes"])))
         with self.times.of("import"):
             libraries.load()
         with self.times.of("load"):
@@ -88,10 +93,13 @@ class StageJob:
         self.take(base.choices)
         with self.times.of("data"):
             data_root = Path(job["data_root"])
-            numbered = examples.read(data_root, stage.data, job["fingerprint"]["parts"]["data"])
-            rows = [row for _, row in numbered]
-            sets = evaluate.question_sets(stage, self.table, self.parameters, data_root, rows)
-        adapted, training = self._train(base, numbered) if trained else self._reload(base)
+            expected = job["fingerprint"]["parts"]["data"]
+            source = self.crew.in_turn(lambda: examples.read(data_root, self.table, stage, expected, self.layout.cache))
+            asked = source.sample(evaluate.MOST_TRAINED)
+            sets = evaluate.question_sets(
+                stage, self.table, self.parameters, data_root, asked, source.rows, source.leaks
+            )
+        adapted, training = self._train(base, source) if trained else self._reload(base)
         evaluations = self._evaluate(base, adapted, sets)
         from trainer.model import detach_adapter
 
@@ -100,7 +108,14 @@ class StageJob:
             return {}
         with self.times.of("check"):
             adapter = results.adapter_hash(self.folder, stage.name)
-        figures = {"times": self.times.seconds, "choices": self.choices.table()}
+        figures = {
+            "times": self.times.seconds,
+            "wall_seconds": round(time.monotonic() - began, 3),
+            "choices": self.choices.table(),
+            "estimate": self.estimate,
+            "measured": account.measured(training, evaluations, self.times.seconds, self.measured),
+            "out_of_memory": self.out_of_memory,
+        }
         report = results.eval_report(job, stage, self.parameters, self.layout, adapter, evaluations, training, figures)
         results.write(report, self.folder, trained)
         return {
@@ -117,21 +132,30 @@ class StageJob:
             print(line, flush=True)
         self.choices.update(new)
 
-    def _train(self, base: Base, numbered: examples.Numbered) -> tuple[PeftModel, dict[str, Any]]:
+    def _train(self, base: Base, source: examples.Source) -> tuple[PeftModel, dict[str, Any]]:
+        from trainer.continuation import begin_with
         from trainer.model import attach_adapter
         from trainer.train import train
 
+        if self.crew.is_first:
+            with self.times.of("check"):
+                where = self.layout, self.stage, self.table, self.parameters, Path(self.job["data_root"])
+                self.estimate = account.estimated(*where, base)
         with self.times.of("data"):
             context = getattr(base.model.config, "max_position_embeddings", self.parameters.max_length)
-            encoded = examples.of_rows(numbered, self.stage.data, base.tokenizer, self.parameters, context)
-        self.report("phase", phase="training", rows=len(numbered))
+            encoded = self.crew.in_turn(
+                lambda: examples.of_source(source, base.tokenizer, self.parameters, context, self.layout.cache)
+            )
+        self.report("phase", phase="training", rows=source.rows)
         with self.times.of("setup"):
             adapted = attach_adapter(base, self.parameters)
+            if self.parameters.initial_adapter != "none":
+                begin_with(adapted, self.parameters, self.job["base_hash"])
             self.crew.spread([weight for weight in adapted.parameters() if weight.requires_grad])
             kept = store(self.job, self.parameters, base, self.crew.size)
             training = train(adapted, base, encoded, self.parameters, self.folder, self.report, kept, crew=self.crew)
         self.times.move("setup", training.pop("spent"))
-        training["rows"] = len(numbered)
+        training["rows"] = source.rows
         training["dropped"] = []  # rows that do not fit are refused above, none is dropped
         if self.crew.is_first:
             with self.times.of("save"):
@@ -150,36 +174,53 @@ class StageJob:
 
     def _evaluate(self, base: Base, adapted: PeftModel, sets: list[evaluate.QuestionSet]) -> list[dict[str, Any]]:
         """The evaluations of the first process; the others answer their share of what it asks, and return nothing."""
-        from trainer.generate import answer
+        from trainer import merging
+        from trainer.generate import answer, width
+
+        model: Any = adapted  # PEFT's wrapper answers like the model in it
+        rows = [row for item in sets for row in item.rows]
+        longest = width(model, base.tokenizer, rows, self.parameters)
+        planned = for_answers(self.parameters, base.device, base.shape, base.choices, len(rows), longest)
+        found = self.crew.gather(merging.choose(adapted, base, self.parameters, planned["merge"]))
+        planned["merge"] = min(found, key=lambda choice: bool(choice.value))  # as the one that cannot
+        self.take(planned)
+        batch = planned.value("eval_batch")
+        as_trained = merging.merged if self.choices.value("merge") else contextlib.nullcontext
 
         def answers(rows: list[Any], name: str, total: int) -> list[Any]:
             def progress(done: int, _: int) -> None:
                 self.report("progress", questions=name, answered=min(done * self.crew.size, total), rows=total)
 
-            with adapted.disable_adapter() if name == BASE else contextlib.nullcontext():
-                return answer(adapted, base.tokenizer, rows, self.parameters, progress).predictions  # type: ignore[arg-type]
+            with model.disable_adapter() if name == BASE else as_trained(model):
+                found = answer(model, base.tokenizer, rows, self.parameters, progress, batch=batch, report=self.report)
+            self.out_of_memory += found.out_of_memory
+            return found.predictions
 
-        if not self.crew.is_first:
+        evaluations: list[dict[str, Any]] = []
+        if self.crew.is_first:
+            evaluations = self._ask(sets, answers, base)
+        else:
             self.crew.serve(answers)
-            return []
+        self.out_of_memory = [entry for entries in self.crew.gather(self.out_of_memory) for entry in entries]
+        return evaluations
+
+    def _ask(
+        self, sets: list[evaluate.QuestionSet], answers: Callable[..., list[Any]], base: Base
+    ) -> list[dict[str, Any]]:
+        """Everything asked and scored, with and without the adapter; the others are let go afterwards."""
 
         def asked(name: str) -> evaluate.Answer:
-            def run(rows: Any) -> Any:
-                found = self.crew.ask(answers, rows, name, len(rows))
-                return found, sum(item["tokens"] for item in found)
-
-            return run
+            return lambda rows: self.crew.ask(answers, rows, name, len(rows))
 
         self.report("phase", phase="evaluating", rows=sum(len(item.rows) for item in sets))
-        evaluations: list[dict[str, Any]] = []
-        for questions in sets:
-            found, spent = evaluate.evaluate([questions], asked(questions.name))
-            evaluations += found
-            self.times.add("generate", spent["generate_seconds"])
-            self.times.add("score", spent["score_seconds"])
+        evaluations, spent = evaluate.evaluate(sets, asked(" and ".join(item.name for item in sets)))
+        for part in ("generate", "score"):
+            self.times.add(part, spent[f"{part}_seconds"])
+        self.measured["generated_tokens_per_second"] = spent["generated_tokens_per_second"]
         with self.times.of("base"):
+            computed = (base.quantised, str(base.dtype))
             cache, base_hash = self.layout.cache, self.job["base_hash"]
-            scores = evaluate.base_scores(sets, asked(BASE), cache, base_hash, self.parameters)
+            scores = evaluate.base_scores(sets, asked(BASE), cache, base_hash, self.parameters, computed)
         self.crew.let_go()
         for item, score in zip(evaluations, scores, strict=True):
             item["base"] = score

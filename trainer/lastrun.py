@@ -18,7 +18,7 @@ SHAPING = (
     "lora_dropout", "gradient_checkpointing", "attention", "packing", "tokens_per_pass", "fused_kernels",
     "num_processes",
 )  # fmt: skip
-START = ("import_seconds", "load_seconds")  # once for a plan
+START = ("import_seconds", "load_seconds", "prepare_seconds")  # once for a plan
 REST = ("data_seconds", "setup_seconds", "checkpoint_seconds", "save_seconds", "score_seconds", "check_seconds")
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer import state
-from trainer.markdown import ABSENT, duration, figure, interval, label, render, score, shorten, signed
+from trainer import account, state
+from trainer.markdown import ABSENT, duration, figure, interval, label, quantity, render, score, shorten, signed
 
 TRAINED_NOTE = "trained questions: a check of the pipeline, not of generalisation"
 HELD_OUT_NOTE = "held-out questions: kept apart from the training rows"
@@ -73,7 +73,14 @@ def render_eval_report(report: Mapping[str, Any]) -> str:
         ],
         evaluations=evaluations,
         choices=choice_rows(report.get("choices") or []),
-        times=_time_rows(report.get("times") or {}),
+        estimates=_estimate_rows(report),
+        estimated_from=(report.get("estimate") or {}).get("seconds_from"),
+        times=_time_rows(report.get("times") or {}, report.get("wall_seconds")),
+        halvings=[
+            f"{item['batch']} questions at a time, so {item['next_batch']} were asked"
+            for item in report.get("out_of_memory") or []
+            if item.get("during") == "answering"
+        ],
         training=_training_rows(report.get("training") or {}),
         environment=list((report.get("environment") or {}).items()),
         fingerprint=fingerprint_rows(report.get("fingerprint") or {}),
@@ -127,6 +134,7 @@ def _evaluation_view(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "warnings": warnings,
         "seconds": duration(evaluation.get("seconds")),
         "tokens": evaluation.get("tokens"),
+        "cut": _cut_line(evaluation.get("cut") or {}),
         "rows": len(evaluation["result"]["rows"]),
         "missing": evaluation["result"].get("missing") or [],
         "unexpected": evaluation["result"].get("unexpected") or [],
@@ -135,6 +143,14 @@ def _evaluation_view(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "types": [[kind, *(score(figures.get(m)) for m in metrics)] for kind, figures in by_type.items()],
         "failed": [_failed_row(row) for row in failed],
     }
+
+
+def _cut_line(cut: Mapping[str, int]) -> str:
+    """How many answers ended at their cap and which caps those were, "" when none did."""
+    caps = {"reference": "max_new_tokens_ratio", "max_new_tokens": "max_new_tokens", "context": "the model's context"}
+    parts = ", ".join(f"{count} by {caps.get(name, name)}" for name, count in sorted(cut.items()))
+    count = sum(cut.values())
+    return f"{count} {'answer' if count == 1 else 'answers'} ended at the cap ({parts})" if count else ""
 
 
 def lift_rows(summary: Mapping[str, Any], base: Mapping[str, Any]) -> list[list[object]]:
@@ -167,18 +183,25 @@ def _failed_row(row: Mapping[str, Any]) -> list[object]:
     ]
 
 
-def _time_rows(times: Mapping[str, float]) -> list[list[object]]:
+def _time_rows(times: Mapping[str, float], wall_seconds: float | None) -> list[list[object]]:
+    """The parts of a stage's time with their shares of the whole, and what no part accounts for."""
     known = {name: value for name, value in times.items() if value is not None}
+    if not known:
+        return []
+    parts = [(label(name.removesuffix("_seconds")), value) for name, value in known.items()]
     total = sum(known.values())
-    rows: list[list[object]] = [
-        [
-            name.removesuffix("_seconds"),
-            duration(value),
-            f"{value / total:.0%}" if total else ABSENT,
-        ]
-        for name, value in known.items()
+    if wall_seconds is not None:
+        parts.append(("not accounted for", max(0.0, wall_seconds - total)))
+        total = max(total, wall_seconds)
+    rows = [(name, duration(value), f"{value / total:.0%}" if total else ABSENT) for name, value in parts]
+    return [list(row) for row in [*rows, ("together", duration(total), "100%" if total else ABSENT)]]
+
+
+def _estimate_rows(report: Mapping[str, Any]) -> list[list[object]]:
+    return [
+        [what, quantity(told, unit), quantity(found, unit), f"{found / told:.2f}" if told and found else ABSENT]
+        for what, unit, told, found in account.rows(report)
     ]
-    return [*rows, ["together", duration(total), "100%" if total else ABSENT]] if rows else []
 
 
 def _training_rows(training: Mapping[str, Any]) -> list[list[object]]:

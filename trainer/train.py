@@ -184,7 +184,7 @@ def train(
         callbacks=[Progress(report)],
     )
     schedule = Schedule(parameters.save_steps, parameters.save_seconds, cost_estimate(adapted))
-    keeper = Keeper(None if schedule.is_off or not crew.is_first else store, schedule, report)
+    keeper = Keeper(None if schedule.is_off else store, schedule, report, crew)
     trainer.running.asked = {name: getattr(parameters, name) for name in ("packing", "tokens_per_pass", "attention")}
     state = _run(trainer, keeper)
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]

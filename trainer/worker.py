@@ -9,12 +9,15 @@ Of several processes the first one reads the jobs and speaks for all; the others
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import logging
 import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +43,18 @@ class Worker:
         self.resident = Resident(layout, self.report, crew)
 
     def join(self, crew: Crew) -> None:
-        """Become one of several; those that do not speak leave the jobs to the first."""
+        """Become one of several; those that do not speak leave the jobs, and what is printed, to the first."""
         self.crew = self.resident.crew = crew
+        if crew.size > 1:  # transformers finds the others, and takes the missing wrapper for a mistake
+            unknowing = logging.getLogger("transformers.training_args")
+            unknowing.addFilter(lambda record: "parallel_mode" not in record.getMessage())
         if not crew.is_first:
-            nothing = os.open(os.devnull, os.O_RDONLY)
+            nothing = os.open(os.devnull, os.O_RDWR)
             os.dup2(nothing, 0)
+            os.dup2(nothing, 1)
             os.close(nothing)
+            warnings.simplefilter("ignore")  # one of each is enough; errors are not hidden
+            os.environ.update(TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
 
     def report(self, event: str, **fields: Any) -> None:
         """Tell the supervisor; a supervisor that is gone ends the worker (nothing trains unseen)."""
@@ -60,7 +69,7 @@ class Worker:
         """Carry out jobs until standard input ends; after a failed job the process is not used again."""
         for line in self._jobs():
             job = json.loads(line)
-            redirect_output(self.layout.root / job["log"])
+            redirect_output(self.layout.root / job["log"], (1, 2) if self.crew.is_first else (2,))
             try:
                 result = self.carry_out(job)
             except Exception as problem:
@@ -99,20 +108,22 @@ class Worker:
         return StageJob(job, self.layout, self.resident, self.report, self.crew).carry_out()
 
 
-def redirect_output(path: Path) -> None:
+def redirect_output(path: Path, descriptors: Sequence[int] = (1, 2)) -> None:
     """Send standard output and error, also those of native libraries, to the end of a log file."""
     sys.stdout.flush()
     sys.stderr.flush()
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    for number in descriptors:
+        os.dup2(descriptor, number)
     os.close(descriptor)
 
 
 def main(project_root: Path, report_descriptor: int) -> int:
     """Entry of `python -m trainer worker`, started by the supervisor, or once for each process by the launcher."""
     launcher.stay_with_parent()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a log is read while it grows, and its writer may be killed
+        sys.stdout.reconfigure(line_buffering=True)
     worker = Worker(state.Layout(project_root), os.dup(report_descriptor))
     try:
         worker.join(joined())

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import gpu, memory, process, steps
+from trainer.crew import TORCHRUN_VARIABLES
 from trainer.errors import KINDS, HostUnfit, Interrupted, TrainingFailed
 
 GRACE_SECONDS = 20.0
@@ -30,8 +31,6 @@ TICK_SECONDS = 0.5
 WORKER_ENVIRONMENT = {"GOMP_SPINCOUNT": "1000", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
 # Would run other code than the plan's in the worker, or keep it from ours.
 FOREIGN_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONSAFEPATH")
-# Would make the worker take itself for a part of somebody else's crew.
-CREW_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 OOM_SCORE = "500"  # of 1000: the kernel that lacks memory ends the worker before the supervisor, which can tell of it
 
 Report = dict[str, Any]
@@ -211,7 +210,7 @@ def worker_environment(more: Mapping[str, str]) -> dict[str, str]:
 
     Texts are UTF-8 whatever the host's language; a temporary folder that is not there is not named.
     """
-    foreign = {*FOREIGN_VARIABLES, *CREW_VARIABLES}
+    foreign = {*FOREIGN_VARIABLES, *TORCHRUN_VARIABLES}  # the supervisor may be started in somebody else's job
     host = {name: value for name, value in os.environ.items() if name not in foreign}
     for name in ("TMPDIR", "HOME"):
         if not os.path.isdir(host.get(name, "/")):

@@ -318,12 +318,13 @@ def test_weights_are_merged_where_memory_holds_a_copy(
     ("device", "model", "rows", "changes", "batch", "reason"),
     [
         (H200, QWEN, 40, {}, 40, r"all at once; \d+\.\d GB of 150\.8 GB needed"),
-        (H200, SMALL, 600, {}, 200, r"a slow answer keeps a larger batch waiting; \d+\.\d GB of 150\.8 GB needed"),
+        (H200, SMALL, 600, {}, 200, r"more than 256 at a time gain nothing; \d+\.\d GB of 150\.8 GB needed"),
         (H200, QWEN, 40, {"per_device_eval_batch_size": 7}, 7, "asked for"),
         (H200, None, 40, {}, 16, "the architecture of the base is not known, so nothing can be estimated"),
         (H200, None, 3, {}, 3, "the architecture of the base is not known, so nothing can be estimated"),
         (H200, None, 40, {"per_device_eval_batch_size": 64}, 64, "asked for"),
         (H200, QWEN, 0, {}, 1, r"all at once; .*"),
+        (CPU, SMALL, 40, {}, 20, r"more than 32 at a time gain nothing; .*"),
     ],
 )
 def test_as_many_questions_at_a_time_as_memory_holds(

@@ -76,6 +76,11 @@ def test_a_launcher_that_is_killed_leaves_nobody(tmp_path: Path, is_gone: Callab
     crew.launcher.kill()
     assert all(is_gone(who) for who in members)
     crew.launcher.communicate()
+    (left,) = tmp_path.glob("stagegate-crew-*")
+    other = tmp_path / f"stagegate-crew-{os.getpid()}-x"  # of a launcher that runs
+    other.mkdir()
+    assert together.run(tmp_path, "pass").code == 0
+    assert not left.exists() and other.exists(), "the next one clears up behind it"
 
 
 def test_a_process_whose_launcher_is_gone_ends(monkeypatch: pytest.MonkeyPatch) -> None:
