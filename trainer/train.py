@@ -16,7 +16,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from trainer import ladder, packing
-from trainer.budget import Lengths
 from trainer.checkpoint import Schedule, Store
 from trainer.choices import Choices, for_training
 from trainer.config import Parameters
@@ -127,8 +126,7 @@ def choose(
     A model that does not keep rows apart without padding gets them padded, and the reason says why.
     """
     rows = Rows(examples, crew)
-    tokens = rows.tokens()
-    lengths = Lengths(len(rows), tokens, rows.longest(), rows.trained_tokens() / tokens if tokens else 0.0)
+    lengths = rows.lengths()
 
     def found(asked: Parameters) -> Choices:
         steps = steps_of(parameters, len(rows))
