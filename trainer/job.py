@@ -6,11 +6,12 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import checkpoint, config, evaluate, examples, libraries, results, stages, state
-from trainer.choices import Choice, Choices
+from trainer.choices import Choice, Choices, for_answers
 from trainer.crew import ALONE, Crew
 from trainer.resident import Resident
 
@@ -161,9 +162,10 @@ class StageJob:
         from trainer.generate import answer
 
         model: Any = adapted  # PEFT's wrapper answers like the model in it
-        found = self.crew.gather(merging.choose(adapted, base, self.parameters, self.choices.get("merge")))
-        self.take(Choices(merge=min(found, key=lambda choice: bool(choice.value))))  # as the one that cannot
-        batch = self.choices.value("eval_batch") if "eval_batch" in self.choices else 0
+        with self.times.of("generate"):
+            found = self.crew.gather(self._plan_answers(base, adapted, sets))
+        self.take(min(found, key=lambda choices: bool(choices.value("merge"))))  # as the one that cannot
+        batch = min(int(choices.value("eval_batch")) for choices in found)
         as_trained = merging.merged if self.choices.value("merge") else contextlib.nullcontext
 
         def answers(rows: list[Any], name: str, total: int) -> list[Any]:
@@ -182,6 +184,22 @@ class StageJob:
             self.crew.serve(answers)
         self.out_of_memory = [entry for entries in self.crew.gather(self.out_of_memory) for entry in entries]
         return evaluations
+
+    def _plan_answers(self, base: Base, adapted: PeftModel, sets: list[evaluate.QuestionSet]) -> Choices:
+        """merge and eval_batch for this process's share of the questions."""
+        from trainer import merging
+        from trainer.generate import ask
+
+        model: Any = adapted
+        merge = merging.choose(adapted, base, self.parameters)
+        parameters = self.parameters if merge.value else replace(self.parameters, merge_adapter="off")
+        asked = [ask(model, base.tokenizer, row, self.parameters) for item in sets for row in item.rows]
+        longest = max((len(item.prompt) + item.cap for item in asked), default=1)
+        rows = -(-len(asked) // self.crew.size)
+        found = for_answers(parameters, base.device, base.shape, base.choices, rows, longest)
+        if found.value("merge") == merge.value:  # else memory has the last word
+            found["merge"] = merge
+        return found
 
     def _ask(
         self, sets: list[evaluate.QuestionSet], answers: Callable[..., list[Any]], base: Base
