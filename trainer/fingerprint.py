@@ -17,8 +17,8 @@ TRAINING_MODULES = (
     "shape", "train",
 )  # fmt: skip
 EVALUATION_MODULES = (
-    "characters", "data", "decoder", "encoding", "evaluate", "generate", "judges", "keypoints", "latex", "mathtext",
-    "merging", "metrics", "records", "refusal", "sections",
+    "characters", "data", "decoder", "encoding", "evaluate", "generate", "judges", "keypoints", "ladder", "latex",
+    "mathtext", "merging", "metrics", "records", "refusal", "sections",
 )  # fmt: skip
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
