@@ -17,8 +17,8 @@ TRAINING_MODULES = (
     "loop", "model", "packing", "resume", "shape", "tokenised", "train",
 )  # fmt: skip
 EVALUATION_MODULES = (
-    "characters", "data", "decoder", "encoding", "evaluate", "generate", "judges", "keypoints", "latex", "leakage",
-    "lines", "mathtext", "merging", "metrics", "records", "refusal", "sections", "seen",
+    "characters", "data", "decoder", "encoding", "evaluate", "generate", "judges", "keypoints", "ladder", "latex",
+    "leakage", "lines", "mathtext", "merging", "metrics", "records", "refusal", "sections", "seen",
 )  # fmt: skip
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 

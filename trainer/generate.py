@@ -20,14 +20,11 @@ from trainer.config import Parameters
 from trainer.data import Row
 from trainer.encoding import question_of, render_prompt, render_turn
 from trainer.errors import HostUnfit, InputError
+from trainer.ladder import is_out_of_memory
 
 BATCH = MOST_QUESTIONS["cpu"]  # questions at a time where nobody says how many memory holds
 SHORTEST_CAP = 64  # tokens: a cap from a very short reference would cut answers that only say it in other words
 PROGRESS_SECONDS = 1.0  # between two reports
-# What torch's allocators say: CUDA's as an exception of its own, cuBLAS and the CPU's only in words.
-_OUT_OF_MEMORY = re.compile(
-    r"out of memory|can't allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE
-)
 _TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 
 
@@ -91,14 +88,6 @@ def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, row: Row, pa
     return Asked(row, prompt, cap, limit)
 
 
-def width(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], parameters: Parameters
-) -> int:
-    """The tokens of the longest question with its longest answer. Errors: those of `ask`."""
-    asked = [ask(model, tokenizer, row, parameters) for row in rows]
-    return max((len(item.prompt) + item.cap for item in asked), default=1)
-
-
 def _room(model: PreTrainedModel, row: Row, prompt: Sequence[int]) -> int:
     """How many tokens the answer to a question may have; InputError when the model has no room for any."""
     longest = int(getattr(model.config, "max_position_embeddings", 0) or 0)
@@ -122,7 +111,7 @@ def _reference_cap(tokenizer: PreTrainedTokenizerBase, row: Row, parameters: Par
         return 0
     try:
         _, text = render_turn(tokenizer, messages, row.get("tools"), enable_thinking=parameters.enable_thinking)
-    except ValueError:  # the template does not let the answer be told from the prompt
+    except Exception:  # a template raises whatever its author chose, and need not continue its own prompt
         return 0
     tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
     return max(SHORTEST_CAP, int(parameters.max_new_tokens_ratio * tokens))
@@ -175,13 +164,6 @@ def _answer_all(
             report("out_of_memory", **halvings[-1])
         batch = smaller
     return answers, halvings
-
-
-def is_out_of_memory(problem: BaseException) -> bool:
-    """Whether the exception says that memory does not suffice: torch's own, an allocator's words, or Python's."""
-    if isinstance(problem, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(problem, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(problem)))
 
 
 def _free(model: PreTrainedModel) -> None:

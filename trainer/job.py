@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,16 +178,13 @@ class StageJob:
     def _evaluate(self, base: Base, adapted: PeftModel, sets: list[evaluate.QuestionSet]) -> list[dict[str, Any]]:
         """The evaluations of the first process; the others answer their share of what it asks, and return nothing."""
         from trainer import merging
-        from trainer.generate import answer, width
+        from trainer.generate import answer
 
         model: Any = adapted  # PEFT's wrapper answers like the model in it
-        rows = [row for item in sets for row in item.rows]
-        longest = width(model, base.tokenizer, rows, self.parameters)
-        planned = for_answers(self.parameters, base.device, base.shape, base.choices, len(rows), longest)
-        found = self.crew.gather(merging.choose(adapted, base, self.parameters, planned["merge"]))
-        planned["merge"] = min(found, key=lambda choice: bool(choice.value))  # as the one that cannot
-        self.take(planned)
-        batch = planned.value("eval_batch")
+        with self.times.of("generate"):
+            found = self.crew.gather(self._plan_answers(base, adapted, sets))
+        self.take(min(found, key=lambda choices: bool(choices.value("merge"))))  # as the one that cannot
+        batch = min(int(choices.value("eval_batch")) for choices in found)
         as_trained = merging.merged if self.choices.value("merge") else contextlib.nullcontext
 
         def answers(rows: list[Any], name: str, total: int) -> list[Any]:
@@ -205,6 +203,22 @@ class StageJob:
             self.crew.serve(answers)
         self.out_of_memory = [entry for entries in self.crew.gather(self.out_of_memory) for entry in entries]
         return evaluations
+
+    def _plan_answers(self, base: Base, adapted: PeftModel, sets: list[evaluate.QuestionSet]) -> Choices:
+        """merge and eval_batch for this process's share of the questions."""
+        from trainer import merging
+        from trainer.generate import ask
+
+        model: Any = adapted
+        merge = merging.choose(adapted, base, self.parameters)
+        parameters = self.parameters if merge.value else replace(self.parameters, merge_adapter="off")
+        asked = [ask(model, base.tokenizer, row, self.parameters) for item in sets for row in item.rows]
+        longest = max((len(item.prompt) + item.cap for item in asked), default=1)
+        rows = -(-len(asked) // self.crew.size)
+        found = for_answers(parameters, base.device, base.shape, base.choices, rows, longest)
+        if found.value("merge") == merge.value:  # else memory has the last word
+            found["merge"] = merge
+        return found
 
     def _ask(
         self, sets: list[evaluate.QuestionSet], answers: Callable[..., list[Any]], base: Base

@@ -28,12 +28,10 @@ SHARE = 0.5  # of the free memory that the copies may take: the answers' keys an
 MEMINFO = Path("/proc/meminfo")
 
 
-def choose(adapted: PeftModel, base: Base, parameters: Parameters, planned: Choice | None = None) -> Choice:
-    """Whether to answer on merged weights, with the reason; `planned` says what the memory's budget allows."""
+def choose(adapted: PeftModel, base: Base, parameters: Parameters) -> Choice:
+    """Whether to answer on merged weights, with the reason."""
     if parameters.merge_adapter == "off":
         return Choice(NAME, False, "as merge_adapter asks")
-    if planned is not None and not planned.value:
-        return planned
     reason = obstacle(adapted, base)
     return Choice(NAME, not reason, reason or "a float32 base answers the same and faster")
 

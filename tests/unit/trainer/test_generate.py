@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import chat
-from trainer import encoding, generate, model, train
+from trainer import encoding, generate, ladder, model, train
 from trainer.errors import HostUnfit, InputError
 
 STOP = "<|im_end|>"
@@ -412,7 +412,7 @@ def test_another_error_is_not_tried_again(base: model.Base, tiny_parameters: Any
 def test_a_real_allocation_that_fails_is_out_of_memory() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**52)
-    assert generate.is_out_of_memory(caught.value)
+    assert ladder.is_out_of_memory(caught.value)
     with pytest.raises(RuntimeError) as other:
         torch.ones(2) @ torch.ones(3)
-    assert not generate.is_out_of_memory(other.value)
+    assert not ladder.is_out_of_memory(other.value)

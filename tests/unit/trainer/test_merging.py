@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 import torch
 
 from trainer import encoding, generate, merging, model, train
-from trainer.choices import Choice
 
 
 def silent(*_: Any, **__: Any) -> None:
@@ -117,9 +115,6 @@ def test_a_float32_base_is_merged_unless_told_not_to(make_adapted: Any, tiny_par
     chosen = merging.choose(adapted, base, tiny_parameters())
     assert (chosen.name, chosen.value) == ("merge", True) and "float32" in chosen.reason
     assert merging.choose(adapted, base, tiny_parameters(merge_adapter="off")).value is False
-    planned = Choice("merge", False, "no room")
-    assert merging.choose(adapted, base, tiny_parameters(), planned) == planned
-    assert merging.choose(adapted, base, tiny_parameters(), replace(planned, value=True)) == chosen
 
 
 def test_a_base_that_would_be_rounded_is_not_merged(make_adapted: Any) -> None:
