@@ -27,8 +27,8 @@ FULL_PASS = {"cuda": 16384, "cpu": 4096}
 FAIR_PASS = {"cuda": 4096, "cpu": 512}
 PASS_STEP = 256  # tokens: passes are tried in steps of so many
 # At a time. A step reads all weights (2 bytes each) for 2 operations a weight and row: by the figures above a GPU is
-# busy from 206 rows on.
-MOST_QUESTIONS = 256
+# busy from 206 rows on; a processor is slower with more than fit its caches (measured: trainer/generate.py).
+MOST_QUESTIONS = {"cuda": 256, "cpu": 32}
 CAREFUL_QUESTIONS = 16  # where memory cannot be estimated
 FLASH_HEADS = 256  # the widest head of flash-attn 2, which wants Ampere (8, 0) or newer and 16 bits (its README)
 FLASH_CAPABILITY = (8, 0)
@@ -105,7 +105,7 @@ def for_answers(
     """
     choices, room = Choices(), safe_memory(device)
     known = shape is not None and room > 0
-    asked, most = parameters.per_device_eval_batch_size, min(max(rows, 1), MOST_QUESTIONS)
+    asked, most = parameters.per_device_eval_batch_size, min(max(rows, 1), MOST_QUESTIONS[device.kind])
     first = asked or min(most, CAREFUL_QUESTIONS)  # merging saves more than a batch beyond this one
 
     def need(batch: int, merged: bool) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import checkpoint, config, evaluate, examples, libraries, results, stages, state
-from trainer.choices import Choice, Choices
+from trainer.choices import Choice, Choices, for_answers
 from trainer.crew import ALONE, Crew
 from trainer.resident import Resident
 
@@ -160,19 +160,24 @@ class StageJob:
     def _evaluate(self, base: Base, adapted: PeftModel, sets: list[evaluate.QuestionSet]) -> list[dict[str, Any]]:
         """The evaluations of the first process; the others answer their share of what it asks, and return nothing."""
         from trainer import merging
-        from trainer.generate import answer
+        from trainer.generate import answer, ask
 
         model: Any = adapted  # PEFT's wrapper answers like the model in it
-        found = self.crew.gather(merging.choose(adapted, base, self.parameters))
-        self.take(Choices(merge=min(found, key=lambda choice: bool(choice.value))))  # as the one that cannot
+        rooms = [ask(model, base.tokenizer, row, self.parameters) for item in sets for row in item.rows]
+        longest = max((len(asked.prompt) + asked.cap for asked in rooms), default=1)
+        planned = for_answers(self.parameters, base.device, base.shape, base.choices, len(rooms), longest)
+        can = self.crew.gather(merging.choose(adapted, base, self.parameters, planned["merge"]))
+        planned["merge"] = min(can, key=lambda choice: bool(choice.value))  # as the process that cannot
+        self.take(planned)
         as_trained = merging.merged if self.choices.value("merge") else contextlib.nullcontext
+        batch = self.choices.value("eval_batch")
 
         def answers(rows: list[Any], name: str, total: int) -> list[Any]:
             def progress(done: int, _: int) -> None:
                 self.report("progress", questions=name, answered=min(done * self.crew.size, total), rows=total)
 
             with model.disable_adapter() if name == BASE else as_trained(model):
-                found = answer(model, base.tokenizer, rows, self.parameters, progress, report=self.report)
+                found = answer(model, base.tokenizer, rows, self.parameters, progress, batch=batch, report=self.report)
             self.out_of_memory += found.out_of_memory
             return found.predictions
 
