@@ -30,8 +30,8 @@ _COMPLETE = re.compile(r"step-(\d+)")
 _UNFINISHED = re.compile(r"\.step-(\d+)\.\d+")  # .step-<n>.<pid of its writer>
 _REMOVED = re.compile(r"\.step-(\d+)\.gone")
 _WORDS = {"data": "the training data", "base": "the base model", "modules": "the trainer's code",
-          "previous": "the stage before", "device": "device", "dtype": "dtype",
-          "processes": "num_processes"}  # fmt: skip
+          "previous": "the stage before", "initial_adapter": "the adapter that it begins with",
+          "device": "device", "dtype": "dtype", "processes": "the number of processes"}  # fmt: skip
 _SHOWN = ("device", "dtype", "processes")  # with their values, which are no hashes
 
 Skipped = dict[str, str]  # {"name", "reason"}
@@ -50,6 +50,7 @@ def made_with(
     Fingerprint parts, training parameters by value, libraries, device, dtype, and how many processes share it.
     """
     hashes = {name: parts[name] for name in ("data", "base", "modules", "previous")}
+    hashes |= {"initial_adapter": parts["initial_adapter"]} if "initial_adapter" in parts else {}
     libraries = {name: versions.get(name) for name in LIBRARIES}
     place = {"device": device, "dtype": dtype, "processes": processes}
     return {**hashes, "parameters": dict(parameters), "libraries": libraries, **place}

@@ -27,7 +27,7 @@ FULL_PASS = {"cuda": 16384, "cpu": 4096}
 FAIR_PASS = {"cuda": 4096, "cpu": 512}
 PASS_STEP = 256  # tokens: passes are tried in steps of so many
 # At a time. A step reads all weights (2 bytes each) for 2 operations a weight and row: by the figures above a GPU is
-# busy from 206 rows on; a processor is slower with more than fit its caches (measured: trainer/generate.py).
+# busy from 206 rows on. On a processor 32 are as fast as more: measured with benchmarks/generation.py.
 MOST_QUESTIONS = {"cuda": 256, "cpu": 32}
 CAREFUL_QUESTIONS = 16  # where memory cannot be estimated
 FLASH_HEADS = 256  # the widest head of flash-attn 2, which wants Ampere (8, 0) or newer and 16 bits (its README)

@@ -80,6 +80,12 @@ class Crew:
         result: T = self.broadcast(made)
         return result
 
+    def in_turn(self, make: Callable[[], T]) -> T:
+        """What `make` returns, first in the first process: what it leaves on the disk, the others find."""
+        made = [make()] if self.is_first else []
+        self.broadcast(None)
+        return made[0] if made else make()
+
     def ask(self, work: Callable[..., list[T]], items: Sequence[Any], *words: Any) -> list[T]:
         """`in_shares` with `work(share, *words)`, asked for by the first process alone while the others `serve`."""
         self.broadcast((items, words))

@@ -2,58 +2,39 @@
 
 from __future__ import annotations
 
-import json
-import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from trainer import config, keypoints
 from trainer.errors import InputError
+from trainer.leakage import Leak, Leakage
+from trainer.leakage import leakage as leakage
+from trainer.leakage import question as question
+from trainer.lines import Finding as Finding
+from trainer.lines import Findings, Lines
+from trainer.lines import Row as Row
+from trainer.seen import Seen
 from trainer.stages import Stage, StageTable
 
-Row = dict[str, Any]
 ROLES = ("system", "user", "assistant", "tool")
 ROW_FIELDS = ("id", "mode", "messages", "tools", "refusal_type", "meta", "type", "query", "expected")
 EXPECTED_FIELDS: Mapping[str, type] = {
     "key_points": list, "citations": list, "tool_calls": list, "should_refuse": bool,
 }  # fmt: skip
-# Character-bigram overlap (Jaccard) from which two questions count as near the same: paraphrases that keep
-# nine of ten characters lie above it, different questions of one subject below 0.5.
-NEAR_SAME = 0.8
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One fault in a data file: where it is, what is wrong with the value found, what to do."""
+class Survey:
+    """What one walk through a stage's files tells: the findings, the rows and the sha256 of the training file,
+    and for each benchmark that the stage may be asked which of its questions are among them."""
 
-    severity: str
-    file: str
-    line: int
-    field: str
-    problem: str
-    remedy: str
-
-    def __str__(self) -> str:
-        place = self.file + (f":{self.line}" if self.line else "")
-        name = f"{self.field}: " if self.field else ""
-        return f"{self.severity}: {place}: {name}{self.problem}; {self.remedy}"
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-class _Faults:
-    """Collects the findings of one file."""
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-        self.found: list[Finding] = []
-
-    def add(self, line: int, field: str, problem: str, remedy: str, severity: str = "error") -> None:
-        self.found.append(Finding(severity, self.file, line, field, problem, remedy))
+    findings: list[Finding]
+    rows: int
+    sha256: str
+    leaks: dict[str, list[Leak]]
 
 
 def resolve_root(folder: Path) -> Path:
@@ -71,45 +52,9 @@ def resolve_root(folder: Path) -> Path:
 
 def read_rows(path: Path, shown: str = "") -> tuple[list[tuple[int, Row]], list[Finding]]:
     """The rows of a JSONL file with their line numbers, and a finding for every line that is not a row."""
-    faults = _Faults(shown or str(path))
-    rows: list[tuple[int, Row]] = []
-    try:
-        raw = path.read_bytes()
-    except OSError as problem:
-        faults.add(0, "", f"cannot be read ({problem.strerror})", "put the file there or name another data root")
-        return rows, faults.found
-    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
-            json.dumps(row, ensure_ascii=False).encode("utf-8")
-        except UnicodeDecodeError as problem:
-            faults.add(number, "", f"is not UTF-8 (byte {problem.start})", "save the file as UTF-8")
-        except UnicodeEncodeError:
-            faults.add(number, "", "holds half of a surrogate pair", "write the whole character")
-        except (ValueError, RecursionError) as problem:
-            faults.add(number, "", f"broken JSON ({problem})", "write one JSON object a line")
-        else:
-            if isinstance(row, dict):
-                rows.append((number, row))
-            else:
-                faults.add(number, "", f"is a {type(row).__name__}, not an object", "write one JSON object a line")
-    if not rows and not faults.found:
-        faults.add(0, "", "holds no row", "add rows or name another data root")
-    return rows, faults.found
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    doubled = sorted({key for key in keys if keys.count(key) > 1})
-    if doubled:
-        raise ValueError(f"the name {doubled[0]!r} stands twice in one object")
-    return dict(pairs)
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
+    lines = Lines(path, shown)
+    rows = list(lines)
+    return rows, lines.findings.told()
 
 
 def load_rows(path: Path) -> list[Row]:
@@ -121,7 +66,7 @@ def load_rows(path: Path) -> list[Row]:
 
 def check_shape(rows: Iterable[tuple[int, Row]], file: str) -> list[Finding]:
     """Findings on fields of another kind than every reader of rows or predictions counts on."""
-    faults = _Faults(file)
+    faults = Findings(file)
     for number, row in rows:
         for name in ("meta", "expected"):
             if not isinstance(row.get(name), (dict, type(None))):
@@ -132,26 +77,27 @@ def check_shape(rows: Iterable[tuple[int, Row]], file: str) -> list[Finding]:
         messages = row.get("messages")
         if messages is not None and not (isinstance(messages, list) and all(isinstance(m, dict) for m in messages)):
             faults.add(number, "messages", f"is {messages!r:.60}", "give a list of {role, content}")
-    return faults.found
+    return faults.told()
 
 
 def raise_errors(findings: Iterable[Finding]) -> None:
     """InputError with every error among the findings, the lines above and the count in the sentence."""
-    wrong = [str(finding) for finding in findings if finding.severity == "error"]
+    wrong = [finding for finding in findings if finding.severity == "error"]
     if wrong:
-        first = wrong[0].removeprefix("error: ")
-        count = "the data has 1 fault" if len(wrong) == 1 else f"the data has {len(wrong)} faults, the first"
-        raise InputError(f"{count}: {first}", wrong)
+        first = str(wrong[0]).removeprefix("error: ")
+        number = sum(finding.count for finding in wrong)
+        count = "the data has 1 fault" if number == 1 else f"the data has {number} faults, the first"
+        raise InputError(f"{count}: {first}", map(str, wrong))
 
 
 def check_rows(rows: Iterable[tuple[int, Row]], file: str, *, benchmark: bool) -> list[Finding]:
     """Findings on ids, fields, roles, turns and expectations of the rows of one file."""
-    faults = _Faults(file)
-    seen: dict[str, int] = {}
+    faults = Findings(file)
+    seen = Seen()
     for number, row in rows:
         _check_id(row, number, seen, faults)
         for name in row:
-            if name not in ROW_FIELDS and (hint := config.suggestion(name, ROW_FIELDS)):
+            if name not in ROW_FIELDS and (hint := _field_hint(name)):
                 faults.add(number, name, "is not a field of a row", f"rename it{hint}", "warning")
         if "messages" in row:
             _check_messages(row["messages"], number, faults, benchmark=benchmark)
@@ -163,20 +109,23 @@ def check_rows(rows: Iterable[tuple[int, Row]], file: str, *, benchmark: bool) -
             faults.add(number, "tools", "is not a list", "give the tool definitions as a list")
         if benchmark:
             _check_expected(row, number, faults)
-    return faults.found
+    return faults.told()
 
 
-def _check_id(row: Row, number: int, seen: dict[str, int], faults: _Faults) -> None:
+@lru_cache(maxsize=1024)  # a field of the user's own stands in every row
+def _field_hint(name: str) -> str:
+    return config.suggestion(name, ROW_FIELDS)
+
+
+def _check_id(row: Row, number: int, seen: Seen, faults: Findings) -> None:
     name = row.get("id")
     if not isinstance(name, str) or not name.strip():
         faults.add(number, "id", f"is {name!r}", "give every row a text of its own")
-    elif name in seen:
-        faults.add(number, "id", f"{name!r} is also in line {seen[name]}", "give every row its own id")
-    else:
-        seen[name] = number
+    elif first := seen.first_line(name, number):
+        faults.add(number, "id", f"{name!r} is also in line {first}", "give every row its own id")
 
 
-def _check_messages(messages: Any, number: int, faults: _Faults, *, benchmark: bool) -> None:
+def _check_messages(messages: Any, number: int, faults: Findings, *, benchmark: bool) -> None:
     if not isinstance(messages, list) or not messages:
         faults.add(number, "messages", "is not a list with turns", "give a list of {role, content}")
         return
@@ -204,7 +153,7 @@ def _check_messages(messages: Any, number: int, faults: _Faults, *, benchmark: b
         faults.add(number, "messages", f"the last turn is {before}", "end with the answer of the assistant")
 
 
-def _check_turn(message: Mapping[str, Any], name: str, number: int, faults: _Faults) -> None:
+def _check_turn(message: Mapping[str, Any], name: str, number: int, faults: Findings) -> None:
     content, calls = message.get("content"), message.get("tool_calls")
     if calls and message["role"] != "assistant":
         faults.add(
@@ -229,7 +178,7 @@ def _check_turn(message: Mapping[str, Any], name: str, number: int, faults: _Fau
             )
 
 
-def _check_expected(row: Row, number: int, faults: _Faults) -> None:
+def _check_expected(row: Row, number: int, faults: Findings) -> None:
     expected = row.get("expected")
     if expected is None:
         messages = row.get("messages")
@@ -263,61 +212,34 @@ def _is_key_point(point: Any) -> bool:
         return False
 
 
-def question(row: Row) -> str:
-    """The last user turn of a row, or its query."""
-    users = list(_user_turns(row))
-    return users[-1] if users else str(row.get("query") or "")
+def survey(root: Path, table: StageTable, stage: Stage) -> Survey:
+    """One walk through the training file of a stage, after its benchmarks, which are small and held."""
+    judged = {name: read_rows(root / file, file) for name, file in table.benchmarks.items()}
+    looked = Leakage({name: [row for _, row in rows] for name, (rows, _) in judged.items() if stage.benchmarks})
+    lines = Lines(root / stage.data, stage.data)
+    faults = check_rows(_looked_at(lines, looked), stage.data, benchmark=False)
+    findings = lines.findings.told() + faults
+    for name, file in table.benchmarks.items():
+        rows, broken = judged[name]
+        findings += broken + check_rows(rows, file, benchmark=True)
+        if name in stage.benchmarks:
+            findings += leakage_findings(looked.told(name), stage.data, file)
+    leaks = {name: looked.told(name) for name in looked.found}
+    return Survey(list(dict.fromkeys(findings)), lines.rows, lines.sha256, leaks)
 
 
-def leakage(training: Iterable[Row], benchmark: Iterable[Row]) -> list[tuple[str, str, str]]:
-    """(benchmark id, training id, "same" | "near the same") for each benchmark question seen in training."""
-    asked = [(str(row.get("id")), _plain(question(row))) for row in benchmark]
-    prepared = [(name, text, _bigrams(text)) for name, text in asked if text]
-    found: dict[str, tuple[str, str, str]] = {}
-    for row in training:
-        for turn in _user_turns(row):
-            plain = _plain(turn)
-            grams = _bigrams(plain)
-            for name, text, wanted in prepared:
-                if text == plain:
-                    found[name] = (name, str(row.get("id")), "the same as")
-                elif name not in found and _jaccard(grams, wanted) >= NEAR_SAME:
-                    found[name] = (name, str(row.get("id")), "near the same as")
-    return list(found.values())
-
-
-def _user_turns(row: Row) -> Iterator[str]:
-    messages = row.get("messages")
-    for message in messages if isinstance(messages, list) else []:  # faulty rows are compared too
-        if isinstance(message, dict) and message.get("role") == "user":
-            yield str(message.get("content") or "")
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", text).casefold())
-
-
-def _bigrams(text: str) -> frozenset[str]:
-    return frozenset(text[i : i + 2] for i in range(len(text) - 1))
-
-
-def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
-    return len(one & other) / len(one | other) if one and other else 0.0
+def _looked_at(lines: Lines, looked: Leakage) -> Iterable[tuple[int, Row]]:
+    for number, row in lines:
+        looked.look(row)
+        yield number, row
 
 
 def check_stage(root: Path, table: StageTable, stage: Stage) -> list[Finding]:
     """Findings on the training file of a stage and every benchmark it is judged on or compared by."""
-    rows, findings = read_rows(root / stage.data, stage.data)
-    findings += check_rows(rows, stage.data, benchmark=False)
-    for name, file in table.benchmarks.items():
-        judged, more = read_rows(root / file, file)
-        findings += more + check_rows(judged, file, benchmark=True)
-        if name in stage.benchmarks:
-            findings += leakage_findings([row for _, row in rows], [row for _, row in judged], stage.data, file)
-    return list(dict.fromkeys(findings))
+    return survey(root, table, stage).findings
 
 
-def leakage_findings(training: list[Row], benchmark: list[Row], data: str, file: str) -> list[Finding]:
+def leakage_findings(leaks: Iterable[Leak], data: str, file: str) -> list[Finding]:
     """Leakage between a training file and a benchmark as warnings."""
     return [
         Finding(
@@ -325,5 +247,5 @@ def leakage_findings(training: list[Row], benchmark: list[Row], data: str, file:
             f"question {asked!r} is {how} {trained!r} in {data}",
             "remove one of them: the score on it shows memory, not skill",
         )
-        for asked, trained, how in leakage(training, benchmark)
+        for asked, trained, how in leaks
     ]  # fmt: skip

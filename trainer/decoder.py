@@ -3,7 +3,7 @@
 transformers' generate() pads every prompt to the longest one and carries every row to the end of the last one. Here
 prompts of like length are read together, the keys and values of all rows live in one cache that is written in place,
 a row that has ended leaves it, and waiting rows come in (continuous batching, Yu et al. 2022, Orca). The tokens are
-those of generate(), which the tests hold against it; benchmarks/README.md says what it gains.
+those of generate(), which the tests hold against it; benchmarks/generation.py measures what it gains.
 """
 
 from __future__ import annotations

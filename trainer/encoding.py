@@ -8,18 +8,21 @@ token, carries loss. So the think block that Qwen3's template adds stays in the 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.data import Finding, Row
 from trainer.errors import InputError
+from trainer.lines import Finding, Findings, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # the label that carries no loss (torch's and transformers' convention)
+SILENT = 1  # the stop token alone teaches silence
+BATCH_ROWS = 256  # rows that are tokenised at a time: more are not faster
 
 
 @dataclass(frozen=True)
@@ -125,49 +128,88 @@ def question_of(row: Row) -> tuple[list[Row], Any]:
     return messages, row.get("tools")
 
 
+def render_row(row: Row, tokenizer: PreTrainedTokenizerBase, *, enable_thinking: bool) -> list[tuple[int, str, str]]:
+    """(turn, prompt, completion) of each assistant turn; raises whatever the template's author chose."""
+    messages, tools = row["messages"], row.get("tools")
+    return [
+        (turn, *render_turn(tokenizer, messages[: turn + 1], tools, enable_thinking=enable_thinking))
+        for turn, message in enumerate(messages)
+        if message["role"] == "assistant"
+    ]
+
+
 def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, *, enable_thinking: bool) -> list[Example]:
     """One example for each assistant turn of a row."""
-    examples = []
-    for turn, message in enumerate(row["messages"]):
-        if message["role"] != "assistant":
-            continue
-        prompt, completion = render_turn(
-            tokenizer, row["messages"][: turn + 1], row.get("tools"), enable_thinking=enable_thinking
-        )
-        head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        tail = tokenizer(completion, add_special_tokens=False)["input_ids"]
-        examples.append(Example(str(row["id"]), turn, head + tail, [IGNORED] * len(head) + tail))
-    return examples
+    return _tokenised([(str(row["id"]), render_row(row, tokenizer, enable_thinking=enable_thinking))], tokenizer)[0]
+
+
+def encode_rows(
+    rows: Iterable[tuple[int, Row]], tokenizer: PreTrainedTokenizerBase, *, enable_thinking: bool
+) -> Iterator[tuple[int, list[Example] | str]]:
+    """Each line with the examples of its row, or with why the chat template refuses it; BATCH_ROWS are held at a time.
+
+    A fast tokenizer takes a batch at once, on as many threads as TOKENIZERS_PARALLELISM lets it.
+    """
+    waiting = iter(rows)
+    while batch := list(islice(waiting, BATCH_ROWS)):
+        rendered: list[tuple[int, str, Any]] = []
+        for number, row in batch:
+            try:
+                turns: Any = render_row(row, tokenizer, enable_thinking=enable_thinking)
+                rendered.append((number, str(row["id"]), turns))
+            except Exception as problem:  # a template raises whatever its author chose
+                rendered.append((number, "", first_line(problem)))
+        sound = iter(_tokenised([(name, turns) for _, name, turns in rendered if isinstance(turns, list)], tokenizer))
+        for number, _, turns in rendered:
+            yield number, next(sound) if isinstance(turns, list) else turns
+
+
+def _tokenised(
+    rows: Sequence[tuple[str, list[tuple[int, str, str]]]], tokenizer: PreTrainedTokenizerBase
+) -> list[list[Example]]:
+    texts = [text for _, turns in rows for _, *pair in turns for text in pair]
+    ids = iter(tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else [])
+    found = []
+    for name, turns in rows:
+        examples = []
+        for turn, _, _ in turns:
+            head, tail = next(ids), next(ids)
+            examples.append(Example(name, turn, head + tail, [IGNORED] * len(head) + tail))
+        found.append(examples)
+    return found
+
+
+def refusal(file: str, line: int, reason: str) -> Finding:
+    """The finding on a row that the chat template does not render."""
+    problem = f"the chat template refuses it ({reason})"
+    return Finding("error", file, line, "messages", problem, "change the turns or the base model")
+
+
+def fault(file: str, line: int, row_id: str, turn: int, tokens: int, trained: int, max_length: int) -> Finding | None:
+    """The finding on an example of so many tokens that is too long or trains nothing; None for a sound one."""
+    where = f"messages[{turn}]"
+    if tokens > max_length:
+        problem = f"row {row_id!r} has {tokens} tokens, the limit is {max_length}"
+        return Finding("error", file, line, where, problem, "shorten it or raise max_length")
+    if trained <= SILENT:
+        problem = f"row {row_id!r} trains no token"
+        return Finding("error", file, line, where, problem, "give the assistant an answer")
+    return None
 
 
 def encode(
-    rows: Sequence[tuple[int, Row]], tokenizer: PreTrainedTokenizerBase, file: str,
+    rows: Iterable[tuple[int, Row]], tokenizer: PreTrainedTokenizerBase, file: str,
     *, enable_thinking: bool, max_length: int,
 ) -> tuple[list[Example], list[Finding]]:  # fmt: skip
     """All examples of a file; an error names each row that is too long or would train no token."""
     examples: list[Example] = []
-    findings: list[Finding] = []
-    for number, row in rows:
-        try:
-            found = encode_row(row, tokenizer, enable_thinking=enable_thinking)
-        except Exception as problem:  # a template raises whatever its author chose
-            findings.append(
-                Finding("error", file, number, "messages", f"the chat template refuses it ({first_line(problem)})",
-                        "change the turns or the base model")
-            )  # fmt: skip
+    findings = Findings(file)
+    for line, found in encode_rows(rows, tokenizer, enable_thinking=enable_thinking):
+        if isinstance(found, str):
+            findings.take([refusal(file, line, found)])
             continue
-        for example in found:
-            where = f"messages[{example.turn}]"
-            if len(example.input_ids) > max_length:
-                findings.append(
-                    Finding("error", file, number, where,
-                            f"row {example.row_id!r} has {len(example.input_ids)} tokens, the limit is {max_length}",
-                            "shorten it or raise max_length")
-                )  # fmt: skip
-            elif example.trained_tokens <= 1:  # the stop token alone teaches silence
-                findings.append(
-                    Finding("error", file, number, where, f"row {example.row_id!r} trains no token",
-                            "give the assistant an answer")
-                )  # fmt: skip
+        for one in found:
+            wrong = fault(file, line, one.row_id, one.turn, len(one.input_ids), one.trained_tokens, max_length)
+            findings.take([wrong] if wrong else [])
         examples += found
-    return examples, findings
+    return examples, findings.told()

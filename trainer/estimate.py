@@ -21,7 +21,9 @@ SAFE_SHARE = 0.9  # of a device's memory; the rest is for fragmentation and what
 NF4_BYTES = 0.5 + 0.127 / 8
 # CUDA's context with the kernels of torch and cuBLAS' workspaces: 0.5 to 0.7 GB on the cards of the last years.
 CUDA_CONTEXT = 600_000_000
-PROCESS = 900_000_000  # a process without a GPU that has imported torch, transformers and TRL
+# A process without a GPU: 490 MB were resident after the imports of torch 2.13, transformers, TRL and PEFT; the rest
+# is what the C library's allocator held back over a stage of the embedded base.
+PROCESS = 700_000_000
 # TRL's fused head projects tiles of at most so many tokens and words (trl.kernels.chunked_logprob.TOKEN_CHUNK_SIZE
 # and trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE of 1.16), so the logits never stand there whole.
 TILE_TOKENS, TILE_WORDS = 4096, 32768
@@ -166,21 +168,21 @@ def cache_bytes(shape: Shape, batch: int, tokens: int, *, dtype_bytes: int) -> i
 
 
 def answering_memory(
-    shape: Shape, *, quantised: bool, dtype_bytes: int, batch: int, tokens: int, merged_copy: bool = False,
-    on_gpu: bool = True,
+    shape: Shape, *, quantised: bool, dtype_bytes: int, batch: int, tokens: int, prompt: int | None = None,
+    merged_copy: bool = False, on_gpu: bool = True,
 ) -> Memory:  # fmt: skip
     """The peak of answering `batch` rows at a time whose prompt and answer have at most `tokens` together.
 
-    Reading the prompts needs one layer's tensors for all of their tokens, at most `batch` x `tokens`; the logits are
-    those of each row's last token, with a float32 copy. `merged_copy`: the adapter is merged into a second,
-    unquantised set of the linear weights.
+    Reading the prompts, of at most `prompt` tokens (None: `tokens`), needs one layer's tensors for all of them; the
+    logits are those of each row's last token, with a float32 copy. `merged_copy`: the adapter is merged into a
+    second, unquantised set of the linear weights.
     """
-    b, rows = dtype_bytes, batch * tokens
+    b, prompt = dtype_bytes, tokens if prompt is None else prompt
     widest = max(3 * shape.intermediate, 4 * shape.query_width) * b + 3 * shape.hidden * 4
     copy = shape.linear_parameters * b if merged_copy else 0
     return Memory(
         weights=weight_bytes(shape, quantised=quantised, dtype_bytes=b) + copy,
-        activations=rows * widest + batch * tokens * tokens * b,  # the mask of padded prompts
+        activations=batch * prompt * widest + batch * prompt * prompt * b,  # the mask of padded prompts
         logits=batch * shape.vocabulary * (b + 4),
         cache=cache_bytes(shape, batch, tokens, dtype_bytes=b),
         overhead=overhead_bytes(shape, quantised=quantised, dtype_bytes=b, on_gpu=on_gpu),

@@ -83,6 +83,10 @@ class Rows(torch.utils.data.Dataset):  # type: ignore[misc]
         """Of all rows, once."""
         return sum(int(part.sum()) for part in self._column("trained_tokens"))
 
+    def tokens(self) -> int:
+        """Of all rows, once."""
+        return sum(int(part.sum()) for part in self._column("length"))
+
     def longest(self) -> int:
         """The tokens of the longest row."""
         return max((int(part.max()) for part in self._column("length")), default=0)

@@ -15,14 +15,13 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer import decoder
+from trainer.choices import MOST_QUESTIONS
 from trainer.config import Parameters
 from trainer.data import Row
 from trainer.encoding import question_of, render_prompt, render_turn
 from trainer.errors import HostUnfit, InputError
 
-# Questions at a time where nobody says how many memory holds. Measured on a CPU (benchmarks/README.md): with more,
-# the rows' matrices no longer stay in the caches of the processor.
-BATCH = 32
+BATCH = MOST_QUESTIONS["cpu"]  # questions at a time where nobody says how many memory holds
 SHORTEST_CAP = 64  # tokens: a cap from a very short reference would cut answers that only say it in other words
 PROGRESS_SECONDS = 1.0  # between two reports
 # What torch's allocators say: CUDA's as an exception of its own, cuBLAS and the CPU's only in words.
@@ -92,6 +91,14 @@ def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, row: Row, pa
     return Asked(row, prompt, cap, limit)
 
 
+def width(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], parameters: Parameters
+) -> int:
+    """The tokens of the longest question with its longest answer. Errors: those of `ask`."""
+    asked = [ask(model, tokenizer, row, parameters) for row in rows]
+    return max((len(item.prompt) + item.cap for item in asked), default=1)
+
+
 def _room(model: PreTrainedModel, row: Row, prompt: Sequence[int]) -> int:
     """How many tokens the answer to a question may have; InputError when the model has no room for any."""
     longest = int(getattr(model.config, "max_position_embeddings", 0) or 0)
@@ -146,7 +153,7 @@ def _answer_all(
         answers[index] = tokens
         told(len(answers))
 
-    run = _decode if decoder.is_for(model) else _generate
+    run = by_decoder if decoder.is_for(model) else by_generate
     # The longest first: they end last, and what does not fit shows at once.
     order = sorted(range(len(asked)), key=lambda index: (len(asked[index].prompt), asked[index].cap), reverse=True)
     while left := [index for index in order if index not in answers]:
@@ -190,7 +197,7 @@ def _alone(item: Asked) -> str:
     )
 
 
-def _decode(
+def by_decoder(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: dict[int, Asked], batch: int,
     done: Callable[[int, list[int]], None],
 ) -> None:  # fmt: skip
@@ -201,7 +208,7 @@ def _decode(
     found.answer(prompts, caps, batch, lambda place, tokens: done(places[place], tokens))
 
 
-def _generate(
+def by_generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: dict[int, Asked], batch: int,
     done: Callable[[int, list[int]], None],
 ) -> None:  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import checkpoint, config, evaluate, examples, libraries, results, stages, state
+from trainer import account, checkpoint, config, evaluate, examples, libraries, peaks, results, stages, state
 from trainer.choices import Choice, Choices, for_answers
 from trainer.crew import ALONE, Crew
 from trainer.resident import Resident
@@ -73,12 +73,15 @@ class StageJob:
         self.folder = Path(job["folder"])
         self.times = Times()
         self.choices = Choices()
+        self.estimate: dict[str, Any] | None = None  # made before a training begins
         self.measured: dict[str, Any] = {}
         self.out_of_memory: list[dict[str, Any]] = []
 
     def carry_out(self) -> dict[str, Any]:
         """Everything from the base to the files of the result; returns what the stage's state records."""
         job, stage, trained = self.job, self.stage, self.job["mode"] == "train"
+        began = time.monotonic()
+        peaks.reset()
         self.report("phase", phase="loading")
         if "processes" in job:
             self.take(Choices(processes=Choice("processes", **job["processes"])))
@@ -90,10 +93,13 @@ class StageJob:
         self.take(base.choices)
         with self.times.of("data"):
             data_root = Path(job["data_root"])
-            numbered = examples.read(data_root, stage.data, job["fingerprint"]["parts"]["data"])
-            rows = [row for _, row in numbered]
-            sets = evaluate.question_sets(stage, self.table, self.parameters, data_root, rows)
-        adapted, training = self._train(base, numbered) if trained else self._reload(base)
+            expected = job["fingerprint"]["parts"]["data"]
+            source = self.crew.in_turn(lambda: examples.read(data_root, self.table, stage, expected, self.layout.cache))
+            asked = source.sample(evaluate.MOST_TRAINED)
+            sets = evaluate.question_sets(
+                stage, self.table, self.parameters, data_root, asked, source.rows, source.leaks
+            )
+        adapted, training = self._train(base, source) if trained else self._reload(base)
         evaluations = self._evaluate(base, adapted, sets)
         from trainer.model import detach_adapter
 
@@ -104,8 +110,10 @@ class StageJob:
             adapter = results.adapter_hash(self.folder, stage.name)
         figures = {
             "times": self.times.seconds,
+            "wall_seconds": round(time.monotonic() - began, 3),
             "choices": self.choices.table(),
-            "measured": self.measured,
+            "estimate": self.estimate,
+            "measured": account.measured(training, evaluations, self.times.seconds, self.measured),
             "out_of_memory": self.out_of_memory,
         }
         report = results.eval_report(job, stage, self.parameters, self.layout, adapter, evaluations, training, figures)
@@ -124,23 +132,32 @@ class StageJob:
             print(line, flush=True)
         self.choices.update(new)
 
-    def _train(self, base: Base, numbered: examples.Numbered) -> tuple[PeftModel, dict[str, Any]]:
+    def _train(self, base: Base, source: examples.Source) -> tuple[PeftModel, dict[str, Any]]:
+        from trainer.continuation import begin_with
         from trainer.model import attach_adapter
-        from trainer.train import train
+        from trainer.train import choose, train
 
+        if self.crew.is_first:
+            with self.times.of("estimate"):
+                where = self.layout, self.stage, self.table, self.parameters, Path(self.job["data_root"])
+                self.estimate = account.estimated(*where, base)
         with self.times.of("data"):
             context = getattr(base.model.config, "max_position_embeddings", self.parameters.max_length)
-            encoded = examples.of_rows(numbered, self.stage.data, base.tokenizer, self.parameters, context)
-        self.report("phase", phase="training", rows=len(numbered))
+            encoded = self.crew.in_turn(
+                lambda: examples.of_source(source, base.tokenizer, self.parameters, context, self.layout.cache)
+            )
+        self.report("phase", phase="training", rows=source.rows)
         with self.times.of("setup"):
             adapted = attach_adapter(base, self.parameters)
+            if self.parameters.initial_adapter != "none":
+                begin_with(adapted, self.parameters, self.job["base_hash"])
             self.crew.spread([weight for weight in adapted.parameters() if weight.requires_grad])
             kept = store(self.job, self.parameters, base, self.crew.size)
-            training = train(
-                adapted, base, encoded, self.parameters, self.folder, self.report, kept, self.choices, self.crew
-            )
+            chosen = choose(self.parameters, base, encoded, self.crew)
+            self.take(chosen)
+            training = train(adapted, base, encoded, self.parameters, self.folder, self.report, kept, chosen, self.crew)
         self.times.move("setup", training.pop("spent"))
-        training["rows"] = len(numbered)
+        training["rows"] = source.rows
         training["dropped"] = []  # rows that do not fit are refused above, none is dropped
         if self.crew.is_first:
             with self.times.of("save"):
@@ -160,17 +177,17 @@ class StageJob:
     def _evaluate(self, base: Base, adapted: PeftModel, sets: list[evaluate.QuestionSet]) -> list[dict[str, Any]]:
         """The evaluations of the first process; the others answer their share of what it asks, and return nothing."""
         from trainer import merging
-        from trainer.generate import answer, ask
+        from trainer.generate import answer, width
 
         model: Any = adapted  # PEFT's wrapper answers like the model in it
-        rooms = [ask(model, base.tokenizer, row, self.parameters) for item in sets for row in item.rows]
-        longest = max((len(asked.prompt) + asked.cap for asked in rooms), default=1)
-        planned = for_answers(self.parameters, base.device, base.shape, base.choices, len(rooms), longest)
-        can = self.crew.gather(merging.choose(adapted, base, self.parameters, planned["merge"]))
-        planned["merge"] = min(can, key=lambda choice: bool(choice.value))  # as the process that cannot
+        rows = [row for item in sets for row in item.rows]
+        longest = width(model, base.tokenizer, rows, self.parameters)
+        planned = for_answers(self.parameters, base.device, base.shape, base.choices, len(rows), longest)
+        found = self.crew.gather(merging.choose(adapted, base, self.parameters, planned["merge"]))
+        planned["merge"] = min(found, key=lambda choice: bool(choice.value))  # as the one that cannot
         self.take(planned)
+        batch = planned.value("eval_batch")
         as_trained = merging.merged if self.choices.value("merge") else contextlib.nullcontext
-        batch = self.choices.value("eval_batch")
 
         def answers(rows: list[Any], name: str, total: int) -> list[Any]:
             def progress(done: int, _: int) -> None:

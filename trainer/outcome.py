@@ -26,7 +26,7 @@ def outcome(context: Mapping[str, Any]) -> str:
 
 
 def warnings_of(context: Mapping[str, Any]) -> list[str]:
-    """The leakage warnings of all reports, each with its adapter and benchmark."""
+    """The warnings of all reports, each with its adapter and benchmark."""
     return [
         f"{report['adapter']} on {evaluation['name']}: {warning}"
         for report in reports(context)
@@ -51,7 +51,7 @@ def next_steps(context: Mapping[str, Any]) -> list[str]:
                     f"{report['adapter']} is no better than the base model on {name}: add more and"
                     " more varied training rows, not more epochs."
                 )
-    if warnings_of(context):
+    if any(": leakage: " in warning for warning in warnings_of(context)):
         steps.append("Take the leaked rows out of the training data or the benchmark.")
     chosen = best_model(context)
     if chosen and OVERLAP in chosen["reason"]:

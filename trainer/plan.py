@@ -206,7 +206,7 @@ def submit(request: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     _wait_for_last_word(layout)
     if answer := _running(plan, layout):
         return answer
-    lines = [str(finding) for finding in check_data(plan)]
+    lines = [str(finding) for finding in check_data(plan, layout)]
     lines += check_gates(plan, layout)
     if _is_done(plan, layout):
         return _answer(plan, "none", lines)

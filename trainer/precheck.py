@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from trainer import base, config, copies, data, encoding, fingerprint, hub, stages, steps
-from trainer.data import Finding
+from trainer import base, config, copies, data, encoding, examples, fingerprint, hub, stages, steps, surveys
+from trainer.data import Finding, Survey
 from trainer.errors import InputError, TrainerError
 from trainer.plan import Plan
 from trainer.repositories import TITLES, Listing
@@ -56,24 +56,27 @@ def inspect(plan: Plan, layout: Layout) -> Inspection:
     root = steps.data_root(plan.data_root)
     findings: list[Finding] = []
     notes: list[str] = []
+    counts: dict[str, int] = {}
     looked_at: dict[tuple[str, ...], BaseCheck] = {}  # the network is asked once, not once for each stage
     for name in plan.stages:
         stage = table.stage(name)
         parameters, _ = table.resolve(name, plan.profile, plan.overrides)
-        findings += data.check_stage(root, table, stage)
+        found = surveys.of_stage(root, table, stage, layout.cache)
+        findings += found.findings
+        counts[name] = found.rows
         key = tuple(str(getattr(parameters, field)) for field in BASE_FIELDS)
         if key not in looked_at:
             looked_at[key] = check_base(parameters, layout)
         findings += looked_at[key].findings
         notes += looked_at[key].notes
         if not any(f.severity == "error" and f.file in (stage.data, PARAMETERS) for f in findings):
-            more, note = _check_lengths(looked_at[key].folder, stage, parameters, root)
+            more, note = _check_lengths(looked_at[key].folder, stage, parameters, root, layout, found)
             findings += more
             notes += [note] if note else []
     findings = list(dict.fromkeys(findings + check_packages(steps.code_root() / "requirements" / "trainer.txt")))
     lines = [str(finding) for finding in findings] + list(dict.fromkeys(notes))
     if not any(finding.severity == "error" for finding in findings):
-        lines.append(_counted(root, table, plan.stages))
+        lines.append(_counted(counts))
     return Inspection(findings, lines)
 
 
@@ -81,16 +84,15 @@ def inspect_data(named_root: str) -> Inspection:
     """The rows of every stage and nothing else: the check of data that came in a bundle, before there is a model."""
     table = stages.load()
     root = steps.data_root(named_root)
-    findings = [finding for name in table.names for finding in data.check_stage(root, table, table.stage(name))]
-    findings = list(dict.fromkeys(findings))
+    found = {name: surveys.of_stage(root, table, table.stage(name)) for name in table.names}
+    findings = list(dict.fromkeys(finding for survey in found.values() for finding in survey.findings))
     lines = [str(finding) for finding in findings]
     if not any(finding.severity == "error" for finding in findings):
-        lines.append(_counted(root, table, table.names))
+        lines.append(_counted({name: survey.rows for name, survey in found.items()}))
     return Inspection(findings, lines)
 
 
-def _counted(root: Path, table: stages.StageTable, names: Iterable[str]) -> str:
-    counts = {name: len(data.read_rows(root / table.stage(name).data)[0]) for name in names}
+def _counted(counts: Mapping[str, int]) -> str:
     counted = ", ".join(f"{name} {count}" for name, count in counts.items())
     return f"data is sound: {counted} rows; python {platform.python_version()}"
 
@@ -174,7 +176,7 @@ def _base_finding(problem: TrainerError) -> Finding:
 
 
 def _check_lengths(
-    folder: Path | None, stage: stages.Stage, parameters: config.Parameters, root: Path
+    folder: Path | None, stage: stages.Stage, parameters: config.Parameters, root: Path, layout: Layout, survey: Survey
 ) -> tuple[list[Finding], str]:
     """Rows that are too long or train nothing, where the base's tokenizer is at hand; else a note."""
     path = str(folder)
@@ -189,8 +191,5 @@ def _check_lengths(
         tokenizer = encoding.load_tokenizer(path, local_only=True)
     except InputError as problem:  # a finding among the others, not instead of them
         return [_base_finding(problem)], ""
-    numbered, _ = data.read_rows(root / stage.data, stage.data)
-    _, findings = encoding.encode(
-        numbered, tokenizer, stage.data, enable_thinking=parameters.enable_thinking, max_length=parameters.max_length
-    )
-    return findings, ""
+    source = examples.of_survey(root, stage, survey)
+    return examples.checked(source, tokenizer, parameters, parameters.max_length, layout.cache)[1], ""

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer import state
-from trainer.markdown import ABSENT, duration, figure, interval, label, render, score, shorten, signed
+from trainer import account, state
+from trainer.markdown import ABSENT, duration, figure, interval, label, quantity, render, score, shorten, signed
 
 TRAINED_NOTE = "trained questions: a check of the pipeline, not of generalisation"
 HELD_OUT_NOTE = "held-out questions: kept apart from the training rows"
@@ -73,7 +73,9 @@ def render_eval_report(report: Mapping[str, Any]) -> str:
         ],
         evaluations=evaluations,
         choices=choice_rows(report.get("choices") or []),
-        times=_time_rows(report.get("times") or {}),
+        estimates=_estimate_rows(report),
+        estimated_from=(report.get("estimate") or {}).get("seconds_from"),
+        times=_time_rows(report.get("times") or {}, report.get("wall_seconds")),
         halvings=[
             f"{item['batch']} questions at a time, so {item['next_batch']} were asked"
             for item in report.get("out_of_memory") or []
@@ -181,18 +183,25 @@ def _failed_row(row: Mapping[str, Any]) -> list[object]:
     ]
 
 
-def _time_rows(times: Mapping[str, float]) -> list[list[object]]:
+def _time_rows(times: Mapping[str, float], wall_seconds: float | None) -> list[list[object]]:
+    """The parts of a stage's time with their shares of the whole, and what no part accounts for."""
     known = {name: value for name, value in times.items() if value is not None}
+    if not known:
+        return []
+    parts = [(label(name.removesuffix("_seconds")), value) for name, value in known.items()]
     total = sum(known.values())
-    rows: list[list[object]] = [
-        [
-            name.removesuffix("_seconds"),
-            duration(value),
-            f"{value / total:.0%}" if total else ABSENT,
-        ]
-        for name, value in known.items()
+    if wall_seconds is not None:
+        parts.append(("not accounted for", max(0.0, wall_seconds - total)))
+        total = max(total, wall_seconds)
+    rows = [(name, duration(value), f"{value / total:.0%}" if total else ABSENT) for name, value in parts]
+    return [list(row) for row in [*rows, ("together", duration(total), "100%" if total else ABSENT)]]
+
+
+def _estimate_rows(report: Mapping[str, Any]) -> list[list[object]]:
+    return [
+        [what, quantity(told, unit), quantity(found, unit), f"{found / told:.2f}" if told and found else ABSENT]
+        for what, unit, told, found in account.rows(report)
     ]
-    return [*rows, ["together", duration(total), "100%" if total else ABSENT]] if rows else []
 
 
 def _training_rows(training: Mapping[str, Any]) -> list[list[object]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import config, data, digest, fingerprint, stages
+from trainer import adapters, config, data, digest, fingerprint, stages, surveys
 from trainer.errors import NotReady
 from trainer.stages import Stage, StageTable
 from trainer.state import Layout, read_stage, standing_result
@@ -90,7 +90,8 @@ def _step(
 ) -> Step:
     parameters, sources = table.resolve(stage.name, plan.profile, plan.overrides)
     base_hash = fingerprint.of_base(parameters, layout, corpus())
-    training = fingerprint.training_parts(stage, parameters, root, base_hash, previous)
+    initial = adapters.initial_hash(layout, stage, parameters)
+    training = fingerprint.training_parts(stage, parameters, root, base_hash, previous, initial)
     evaluation = fingerprint.evaluation_parts(stage, table, parameters, root)
     mode, reason = _decide(layout, stage, training, evaluation, changed_before)
     return Step(stage, mode, reason, parameters, sources, training, evaluation)
@@ -109,7 +110,8 @@ def _decide(
     kept = result["fingerprint"]
     different = fingerprint.changed(kept.get("parts"), training)
     if different:
-        words = {"previous": f"stage {changed_before or 'before it'}", "modules": "trainer code", "base": "base model"}
+        words = {"previous": f"stage {changed_before or 'before it'}", "modules": "trainer code", "base": "base model",
+                 "initial_adapter": "the adapter that it begins with"}  # fmt: skip
         return "train", "changed: " + ", ".join(words.get(name, name) for name in different)
     folder = layout.adapters / stage.adapter
     if fingerprint.of_adapter(folder) != kept.get("adapter"):
@@ -187,13 +189,13 @@ def _why_closed(plan: Plan, layout: Layout, table: StageTable, stage: Stage) -> 
     return ""
 
 
-def check_data(plan: Plan) -> list[data.Finding]:
+def check_data(plan: Plan, layout: Layout) -> list[data.Finding]:
     """The warnings on the data of the plan's stages; InputError with every fault."""
     table = stages.load()
     root = data_root(plan.data_root)
     findings: list[data.Finding] = []
     for name in plan.stages:
-        findings += data.check_stage(root, table, table.stage(name))
+        findings += surveys.of_stage(root, table, table.stage(name), layout.cache).findings
     findings = list(dict.fromkeys(findings))
     data.raise_errors(findings)
     return findings

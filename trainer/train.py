@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,14 @@ def warm_up(parameters: Parameters, examples: int) -> float:
 
     transformers rounds a share up, so that 3 % of one step would be the whole run.
     """
-    per_step = parameters.per_device_train_batch_size * parameters.gradient_accumulation_steps
-    steps = parameters.max_steps if parameters.max_steps > 0 else parameters.num_train_epochs * -(-examples // per_step)
-    return 0.0 if steps <= 1 and parameters.warmup_steps < 1 else parameters.warmup_steps
+    return 0.0 if steps_of(parameters, examples) <= 1 and parameters.warmup_steps < 1 else parameters.warmup_steps
+
+
+def steps_of(parameters: Parameters, examples: int) -> int:
+    """The optimiser steps of a training of so many examples."""
+    if parameters.max_steps > 0:
+        return parameters.max_steps
+    return math.ceil(parameters.num_train_epochs * -(-examples // per_step(parameters)))
 
 
 def per_step(parameters: Parameters) -> int:
@@ -100,7 +106,6 @@ def settings(parameters: Parameters, base: Base, folder: Path, examples: int) ->
         data_seed=parameters.seed,
         bf16=base.dtype == torch.bfloat16,
         fp16=base.dtype == torch.float16,
-        use_liger_kernel=False,  # the base has its fused kernels since it was loaded
         logging_steps=parameters.logging_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,  # the filter would hide a NaN loss behind the last good one
@@ -113,31 +118,25 @@ def settings(parameters: Parameters, base: Base, folder: Path, examples: int) ->
     )
 
 
-def steps_of(parameters: Parameters, rows: int) -> int:
-    """The optimiser steps of a training."""
-    per_epoch = -(-rows // per_step(parameters))
-    return parameters.max_steps if parameters.max_steps > 0 else math.ceil(parameters.num_train_epochs * per_epoch)
+def choose(
+    parameters: Parameters, base: Base, examples: Sequence[Example] | Dataset, crew: Crew = ALONE
+) -> Choices:  # fmt: skip
+    """How these examples are trained on this base: packing, gradient_checkpointing, tokens_per_pass, compile.
 
-
-def choose(parameters: Parameters, base: Base, rows: Rows, choices: Choices, processes: int = 1) -> Manner:
-    """How the steps are carried out; what `choices` does not hold yet is chosen and told.
-
-    A layout that the model does not take is replaced by the padded one.
+    A model that does not keep rows apart without padding gets them padded, and the reason says why.
     """
-    layout = choices.value("packing") if "packing" in choices else parameters.packing
-    refusal = "" if layout == packing.PADDED else packing.refusal(base.model)
-    steps = steps_of(parameters, len(rows))
-    planned = for_training(
-        parameters, base.device, base.shape, base.choices, rows.lengths(), steps, processes, refusal
-    )  # fmt: skip
-    new = Choices({name: choice for name, choice in planned.items() if name not in choices})
-    if refusal:
-        new["packing"] = planned["packing"]
-    for line in new.lines():
-        print(line, flush=True)
-    choices.update(new)
-    rung = Rung(choices.value("tokens_per_pass"), choices.value("gradient_checkpointing"))
-    return Manner(choices.value("packing"), rung, choices.value("compile"))
+    rows = Rows(examples, crew)
+    lengths = rows.lengths()
+
+    def found(asked: Parameters) -> Choices:
+        steps = steps_of(parameters, len(rows))
+        return for_training(asked, base.device, base.shape, base.choices, lengths, steps, crew.size)
+
+    choices = found(parameters)
+    if choices.value("packing") == packing.PADDING_FREE and (refused := packing.refusal(base.model)):
+        choices = found(replace(parameters, packing=packing.PADDED))
+        choices.add("packing", packing.PADDED, refused)
+    return choices
 
 
 def train(
@@ -146,9 +145,8 @@ def train(
 ) -> dict[str, Any]:  # fmt: skip
     """Train the adapter in place, from the newest checkpoint in `store` that fits, if one is given.
 
-    `choices` may hold packing, tokens_per_pass, gradient_checkpointing and compile; what it does not hold is chosen
-    (`choices.for_training`) and put there. In a crew only the first process reports and writes checkpoints, all read
-    them.
+    `choices` are those of `choose`, which is asked when there are none. In a crew only the first process reports and
+    writes checkpoints, all read them.
 
     Returns steps, epochs, examples, trained tokens, losses, seconds, how the steps were carried out, the account of
     the checkpoints, and `spent`: the seconds of this process alone.
@@ -162,8 +160,8 @@ def train(
     if not crew.is_first:
         report = _silent
     set_seed(parameters.seed)
-    choices = Choices() if choices is None else choices
-    how = choose(parameters, base, rows, choices, crew.size)
+    choices = choose(parameters, base, examples, crew) if choices is None else choices
+    rung = Rung(choices.value("tokens_per_pass"), choices.value("gradient_checkpointing"))
     for weight in adapted.parameters():  # updates of 1e-4 would be lost in 16 bits
         if weight.requires_grad:
             weight.data = weight.data.float()
@@ -172,7 +170,7 @@ def train(
         args=settings(parameters, base, folder, len(rows)),
         rows=rows,
         per_step=per_step(parameters),
-        manner=how,
+        manner=Manner(choices.value("packing"), rung, choices.value("compile")),
         crew=crew,
         say=_teller(report),
         callbacks=[Progress(report)],
@@ -210,6 +208,7 @@ def _carried_out(running: Running, steps: int, seconds: float) -> dict[str, Any]
         **running.rung.record(),
         "out_of_memory": running.out_of_memory,
         "train_tokens": counts.tokens,
+        "pass_tokens": counts.pass_tokens,
         "train_tokens_trained": counts.trained_tokens,
         "train_tokens_per_second": round(counts.tokens / seconds, 1) if seconds else 0.0,
         "padding_share": round(1 - counts.tokens / counts.pass_tokens, 4) if counts.pass_tokens else 0.0,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from trainer import encoding
 from trainer.characters import CJK
 from trainer.config import Parameters
 from trainer.errors import InputError
-from trainer.evaluate import gate_questions
+from trainer.evaluate import MOST_TRAINED, gate_questions
 from trainer.stages import Stage, StageTable
 
 if TYPE_CHECKING:
@@ -60,6 +60,12 @@ class Workload:
         return self.trained_tokens / self.tokens if self.tokens else 0.0
 
     @property
+    def usual_answer(self) -> float:
+        """The mean length of the references, or of what is trained, where the questions have none."""
+        known = [question.reference for question in self.questions if question.reference]
+        return sum(known) / len(known) if known else self.trained_tokens / max(1, self.examples)
+
+    @property
     def asked(self) -> int:
         return round(sum(question.count for question in self.questions))
 
@@ -69,16 +75,18 @@ def of_stage(
 ) -> Workload:
     """The work of a stage below a data root; InputError when a file cannot be read or holds no row to train on."""
     count = _Counter(tokenizer, parameters.enable_thinking)
-    rows, number = sample(root / stage.data, stage.data)
+    rows, longest, number = sample(root / stage.data, stage.data)
     weight = number / len(rows) if rows else 0.0
     examples = [example for row in rows for example in count.examples(row)]
+    lengths = [length for length, _ in [*examples, *count.examples(longest)]]
     if not examples:
         raise InputError(f"{stage.data} holds no row with an answer to train on; look at it with `check`")
     questions: list[Question] = []
     if gate_questions(stage, parameters) == "trained":
-        questions += [count.question(row, weight) for row in rows]
+        share = min(number, MOST_TRAINED) / len(rows)
+        questions += [count.question(row, share) for row in rows]
     for file in table.benchmarks.values() if stage.benchmarks else ():
-        asked, all_asked = sample(root / file, file)
+        asked, _, all_asked = sample(root / file, file)
         questions += [count.question(row, all_asked / len(asked)) for row in asked]
     sampled = f", from {len(rows)} of {number} rows" if weight > 1 else ""
     return Workload(
@@ -86,15 +94,15 @@ def of_stage(
         examples=round(len(examples) * weight),
         tokens=round(sum(length for length, _ in examples) * weight),
         trained_tokens=round(sum(trained for _, trained in examples) * weight),
-        longest=max(length for length, _ in examples),
+        longest=max(lengths),
         pairs=sum(length * length / 2 for length, _ in examples) * weight,
         questions=tuple(questions),
         counted=("counted" if tokenizer else "estimated from the characters") + sampled,
     )
 
 
-def sample(path: Path, shown: str) -> tuple[list[Row], int]:
-    """At most 2 x SAMPLE rows, evenly spaced and with the longest line among them, and how many there are."""
+def sample(path: Path, shown: str) -> tuple[list[Row], Row, int]:
+    """At most 2 x SAMPLE rows, evenly spaced, that of the longest line, and how many lines there are."""
     kept: list[bytes] = []
     step, number, longest = 1, 0, b""
     try:
@@ -110,9 +118,7 @@ def sample(path: Path, shown: str) -> tuple[list[Row], int]:
         raise InputError(
             f"{shown} cannot be read ({problem.strerror}); put the file there or name another data root"
         ) from None
-    if step > 1:
-        kept.append(longest)
-    return [row for line in kept if (row := _row(line)) is not None], number
+    return [row for line in kept if (row := _row(line)) is not None], _row(longest) or {}, number
 
 
 def _lines(stream: Any) -> Iterator[bytes]:
@@ -200,9 +206,3 @@ def _text(message: Row) -> str:
     content = message.get("content")
     calls = message.get("tool_calls")
     return (content if isinstance(content, str) else "") + (json.dumps(calls, ensure_ascii=False) if calls else "")
-
-
-def usual_answer(questions: Iterable[Question], workload: Workload) -> float:
-    """The mean length of the references, or of what is trained, where the questions have none."""
-    known = [question.reference for question in questions if question.reference]
-    return sum(known) / len(known) if known else workload.trained_tokens / max(1, workload.examples)

@@ -185,15 +185,19 @@ class Server:
         return child.exitcode
 
 
-def carry_out_job(root: Path, job: dict[str, Any], reports: Path, dies_in_evaluation: bool) -> None:
+def carry_out_job(
+    root: Path, job: dict[str, Any], reports: Path, dies_in_evaluation: bool, all_files_are_big: bool = False
+) -> None:
     """A child that is a worker with one job; it may be killed when the training lies behind it."""
-    from trainer import worker
+    from trainer import lines, worker
     from trainer.job import StageJob
     from trainer.state import Layout
 
     def dies(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
+    if all_files_are_big:
+        lines.BIG_BYTES = 1
     if dies_in_evaluation:
         StageJob._evaluate = dies  # type: ignore[method-assign,assignment]
     with reports.open("a", encoding="utf-8") as stream:

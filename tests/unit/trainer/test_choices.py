@@ -342,6 +342,7 @@ def test_weights_are_merged_where_that_is_exact_and_memory_holds_a_copy(
         (H200, None, 3, {}, 3, "the architecture of the base is not known, so nothing can be estimated"),
         (H200, None, 40, {"per_device_eval_batch_size": 64}, 64, "asked for"),
         (H200, QWEN, 0, {}, 1, r"all at once; .*"),
+        (CPU, SMALL, 40, {}, 32, r"more gain little; .*"),
     ],
 )
 def test_as_many_questions_at_a_time_as_memory_holds(

@@ -77,6 +77,12 @@ told.update(
     word=me.broadcast("first" if me.is_first else "not this"), once=me.once(lambda: rank + "!"),
     ordered=me.in_shares(list("abcde"), lambda part: [f"{item}{me.rank}" for item in part]),
 )
+def found():
+    if me.is_first:
+        time.sleep(0.3)
+        (folder / "made").touch()
+    return [me.rank, (folder / "made").exists()]
+told["turns"] = me.gather(me.in_turn(found))
 def work(share, mark):
     return [f"{item}{mark}{me.rank}" for item in share]
 if me.is_first:
@@ -101,6 +107,7 @@ def test_two_share_and_agree(tmp_path: Path) -> None:
     assert one["first"] == [5.0, 1.0] and one["any"] == [True, False]
     assert one["asked"] == [["x-0", "y-1", "z-0"], ["w+0"]], "only the first one knew what was asked"
     assert one["left"] == [], "no library takes itself for one of several"
+    assert one["turns"] == [[0, True], [1, True]], "the second one came when the first had made it"
     assert one["all"] == [{"rank": 0}, {"rank": 1}]
     assert (one["word"], one["once"], one["ordered"]) == ("first", "0!", ["a0", "b1", "c0", "d1", "e0"])
 

@@ -84,6 +84,28 @@ def test_leakage_stands_beside_the_score(tiny_data: Path, tmp_path: Path) -> Non
     assert sets_of(root, "writing", TRAINED)[1].warnings == []  # that stage was not trained on the row
 
 
+def test_of_many_trained_rows_a_spread_sample_is_asked_and_the_report_says_so(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "MOST_TRAINED", 2)
+    trained, *_ = sets_of(tiny_data, "style", TRAINED)
+    assert [row["id"] for row in trained.rows] == ["style-1", "style-2"]
+    assert trained.warnings == ["sample: asked 2 of the 3 trained rows, evenly spaced over the file"]
+    monkeypatch.setattr(evaluate, "MOST_TRAINED", 3)
+    trained, *_ = sets_of(tiny_data, "style", TRAINED)
+    assert len(trained.rows) == 3 and trained.warnings == []
+
+
+def test_what_a_survey_knows_stands_for_rows_that_are_not_held(tiny_data: Path) -> None:
+    rows = load(tiny_data, "style")[:1]
+    leaks = {"style": [("held-style-1", "r-99", "the same as")], "writing": []}
+    style = TABLE.stage("style")
+    trained, judged, other = evaluate.question_sets(style, TABLE, TRAINED, tiny_data, rows, 5000, leaks)
+    assert trained.warnings == ["sample: asked 1 of the 5000 trained rows, evenly spaced over the file"]
+    assert judged.warnings == ["leakage: benchmark row held-style-1 is the same as training row r-99"]
+    assert other.warnings == []
+
+
 def test_a_benchmark_that_is_broken_is_an_error(tiny_data: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(tiny_data, tmp_path / "data"))
     sets_of(root, "style", TRAINED)

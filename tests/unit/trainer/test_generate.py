@@ -306,7 +306,7 @@ def test_models_with_another_cache_answer_by_transformers_own_loop(
     wanted = generate.answer(tutor, tiny_tokenizer, rows, parameters, silent)
     assert {item["finish_reason"] for item in wanted.predictions} == {"stop", "length"}
     monkeypatch.setattr(generate.decoder, "is_for", lambda model: False)
-    monkeypatch.setattr(generate, "_decode", None)
+    monkeypatch.setattr(generate, "by_decoder", None)
     assert generate.answer(tutor, tiny_tokenizer, rows, parameters, silent).predictions == wanted.predictions
 
 

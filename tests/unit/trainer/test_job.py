@@ -111,6 +111,31 @@ def test_a_stage_lost_in_evaluation_goes_to_evaluation_again(
     assert (chosen["dtype"], chosen["quantise"], chosen["attention"]) == ("float32", False, "sdpa")
     assert "| resumed from | step 9 |" in (tmp_path / "two" / "eval_report_sample.md").read_text(encoding="utf-8")
     assert "spent" not in found["training"]
+    for report in (whole, found):
+        assert report["estimate"]["steps"] == 9 and report["estimate"]["counted"] == "counted"
+        assert report["estimate"]["memory_bytes"] > 0 and report["measured"]["peak_process_bytes"] > 0
+        assert report["wall_seconds"] > 0.9 * sum(report["times"].values())
+    assert "| memory of the process |" in (tmp_path / "plain" / "eval_report_sample.md").read_text(encoding="utf-8")
+
+
+def test_rows_that_are_mapped_train_what_rows_that_are_held_train(
+    tmp_path: Path, make_job: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    server, reports = Server(), tmp_path / "reports"
+    held = {name: value for name, value in make_job("held").items() if name != "checkpoints"}
+    assert server.call(carry_out_job, tmp_path, held, reports, False) == 0
+    assert server.call(carry_out_job, tmp_path, make_job("lost", save_steps=3), reports, True, True) == -signal.SIGKILL
+    assert server.call(carry_out_job, tmp_path, make_job("mapped", save_steps=3), reports, False, True) == 0
+    assert [report["step"] for report in read_reports(reports, "resumed")] == [9]
+    whole, found = (
+        json.loads((tmp_path / name / "eval_report_sample.json").read_text()) for name in ("held", "mapped")
+    )
+    assert found["fingerprint"]["adapter"] == whole["fingerprint"]["adapter"]
+    for name in ("rows", "examples", "trained_tokens", "first_loss", "last_loss"):
+        assert found["training"][name] == whole["training"][name]
+    assert [item["result"] for item in found["evaluations"]] == [item["result"] for item in whole["evaluations"]]
+    assert list(Layout(tmp_path).cache.glob("examples-sample-*/examples.arrow"))
 
 
 @pytest.mark.parametrize(
@@ -160,3 +185,51 @@ def test_the_log_tells_each_choice_once(
     found.take(training)
     assert capsys.readouterr().out == "compile: true (another reason)\n"
     assert found.choices.table()[1]["reason"] == "another reason" and len(found.choices) == 2
+
+
+def test_how_a_stage_was_answered_stands_in_its_report(
+    tmp_path: Path, make_job: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from trainer.decoder import Decoder
+
+    batches: list[int] = []
+    real = Decoder.answer
+
+    def answer(self: Any, prompts: Any, caps: Any, slots: int, done: Any) -> None:
+        batches.append(slots)
+        if len(batches) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        real(self, prompts, caps, slots, done)
+
+    layout = Layout(tmp_path)
+    resident, told = Resident(layout, ignore), list[str]()
+
+    def carry_out(name: str, **changes: Any) -> dict[str, Any]:
+        asked = {key: value for key, value in make_job(name, **changes).items() if key != "checkpoints"}
+        job.StageJob(asked, layout, resident, lambda event, **fields: told.append(event)).carry_out()
+        found: dict[str, Any] = json.loads((tmp_path / name / "eval_report_sample.json").read_text(encoding="utf-8"))
+        return found
+
+    monkeypatch.setattr(Decoder, "answer", answer)
+    short = carry_out("short", per_device_eval_batch_size=2)
+    assert [(item["batch"], item["next_batch"]) for item in short["out_of_memory"]] == [(2, 1)]
+    assert told.count("out_of_memory") == 1 and batches == [2, 1, 2]  # the base alone is asked with the first batch
+    merged = next(item for item in short["choices"] if item["name"] == "merge")
+    assert merged["value"] is True and merged["reason"]
+    assert short["measured"]["generated_tokens_per_second"] > 0
+    assert {"generate_seconds", "score_seconds", "base_seconds"} <= set(short["times"])
+    (evaluation,) = short["evaluations"]
+    assert sum(evaluation["cut"].values()) == 2  # four tokens end no answer
+
+    before = {name: weight.clone() for name, weight in resident.base.model.named_parameters()}  # type: ignore[union-attr]
+    plain = carry_out("plain", merge_adapter="off")
+    unmerged = next(item for item in plain["choices"] if item["name"] == "merge")
+    assert plain["out_of_memory"] == [] and unmerged["value"] is False
+    predictions = [(tmp_path / name / "predictions_sample.jsonl").read_text("utf-8") for name in ("short", "plain")]
+    assert predictions[0] == predictions[1]
+    assert len(batches) == 4  # the base's answers were there
+    after = dict(resident.base.model.named_parameters())  # type: ignore[union-attr]
+    assert before.keys() == after.keys()
+    assert all(torch.equal(weight, after[name]) for name, weight in before.items())

@@ -75,5 +75,7 @@ def test_leakage_and_no_lift_are_said(host: Host) -> None:
     assert "adapter_style on style: leakage: row x is training row y" in text
     assert "Take the leaked rows out" in text
     assert "adapter_style is no better than the base model on style" in text
-    host.passed("style", evaluation("style", figures(0.4)))
-    assert "leak" not in host.text()
+    sampled = evaluation("style", figures(0.4), warnings=["sample: asked 1000 of the 5000 trained rows"])
+    host.passed("style", sampled)
+    text = host.text()
+    assert "adapter_style on style: sample: asked 1000 of the 5000 trained rows" in text and "leak" not in text
