@@ -19,8 +19,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from trainer import digest, state, system
 from trainer.copies import SPARE_BYTES, size
 from trainer.encoding import first_line
@@ -105,6 +103,8 @@ def make(layout: state.Layout, inputs: Inputs, model: PreTrainedModel, say: Say)
 
     None, with a note, where there is no room, the disk fails, or another process is at it.
     """
+    from safetensors import SafetensorError  # heavy libraries come with the first job
+
     target, began = location(layout.models, inputs), time.monotonic()
     with contextlib.ExitStack() as stack:
         try:

@@ -336,6 +336,7 @@ def test_weights_are_merged_where_that_is_exact_and_memory_holds_a_copy(
     [
         (H200, QWEN, 40, {}, 40, r"all at once; \d+\.\d GB of 150\.8 GB needed"),
         (H200, SMALL, 600, {}, 256, r"more gain little; \d+\.\d GB of 150\.8 GB needed"),
+        (CPU, SMALL, 600, {}, 32, r"more gain little; \d+\.\d GB of 25\.8 GB needed"),
         (H200, QWEN, 40, {"per_device_eval_batch_size": 7}, 7, "asked for"),
         (H200, None, 40, {}, 16, "the architecture of the base is not known, so nothing can be estimated"),
         (H200, None, 3, {}, 3, "the architecture of the base is not known, so nothing can be estimated"),
