@@ -13,10 +13,10 @@ SPREAD = -n $(JOBS) --dist loadfile
 inventory = $(if $(filter -i% --inventory%,$(ARGS)),,-i inventory/$(1).yml)
 
 .DEFAULT_GOAL := help
-.PHONY: help train trust lab molecule test lint types unit integration tables lock clean
+.PHONY: help train trust lab molecule test lint types unit integration bench bench-gpu tables lock clean
 
 help: ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 train: $(VENV)/.controller ## the whole line on the embedded host
 	@$(BIN)/ansible-playbook $(call inventory,embedded) playbooks/train_all.yml $(ARGS)
@@ -48,6 +48,12 @@ unit: $(VENV)/.dev
 
 integration: $(VENV)/.dev
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(SPREAD) tests/integration
+
+bench: $(VENV)/.dev ## measure the trainer without a GPU; writes benchmarks/results/cpu.md (ARGS=--long: more rounds)
+	@$(BIN)/python benchmarks/suite.py $(ARGS)
+
+bench-gpu: $(VENV)/.dev ## measure on this CUDA host; writes benchmarks/results/gpu.md (ARGS="--minutes 10 --folder DIR")
+	@$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 tables: $(VENV)/.controller ## write the generated tables of the README anew
 	@$(BIN)/python tests/consistency/readme.py --write

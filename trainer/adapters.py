@@ -5,6 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from trainer import fingerprint
+from trainer.config import Parameters
+from trainer.errors import InputError
 from trainer.stages import Stage
 from trainer.state import Layout, sync_file, sync_folder
 
@@ -19,6 +22,28 @@ def fresh_folder(layout: Layout, stage: Stage, mode: str) -> Path:
     else:
         shutil.copytree(layout.adapters / stage.adapter, folder)
     return folder
+
+
+def initial_hash(layout: Layout, stage: Stage, parameters: Parameters) -> str:
+    """The hash of the adapter that the training of a stage begins with, "" for none; InputError when it cannot."""
+    named = parameters.initial_adapter
+    if named == "none":
+        return ""
+    folder = Path(named).expanduser()
+    if not folder.is_absolute():
+        raise InputError(f"initial_adapter is {named!r}; give the absolute path of an adapter on the host, or none")
+    if folder.resolve() == (layout.adapters / stage.adapter).resolve():
+        raise InputError(
+            f"initial_adapter is {named!r}, which stage {stage.name} itself writes, so that every run would train it "
+            "further; copy that adapter and name the copy"
+        )
+    found = fingerprint.of_adapter(folder)
+    if found is None:
+        raise InputError(
+            f"initial_adapter is {named!r}, which lacks {' or '.join(fingerprint.ADAPTER_FILES)}; name an adapter's "
+            "folder"
+        )
+    return found
 
 
 def publish(fresh: Path, final: Path) -> None:

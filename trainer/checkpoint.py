@@ -30,7 +30,9 @@ _COMPLETE = re.compile(r"step-(\d+)")
 _UNFINISHED = re.compile(r"\.step-(\d+)\.\d+")  # .step-<n>.<pid of its writer>
 _REMOVED = re.compile(r"\.step-(\d+)\.gone")
 _WORDS = {"data": "the training data", "base": "the base model", "modules": "the trainer's code",
-          "previous": "the stage before", "device": "device", "dtype": "dtype"}  # fmt: skip
+          "previous": "the stage before", "initial_adapter": "the adapter that it begins with",
+          "device": "device", "dtype": "dtype", "processes": "the number of processes"}  # fmt: skip
+_SHOWN = ("device", "dtype", "processes")  # with their values, which are no hashes
 
 Skipped = dict[str, str]  # {"name", "reason"}
 
@@ -40,12 +42,18 @@ class Damaged(Exception):
 
 
 def made_with(
-    parts: Mapping[str, str], parameters: Mapping[str, Any], versions: Mapping[str, str | None], device: str, dtype: str
-) -> dict[str, Any]:
-    """Everything that shapes a training: fingerprint parts, training parameters by value, libraries, device, dtype."""
+    parts: Mapping[str, str], parameters: Mapping[str, Any], versions: Mapping[str, str | None], device: str,
+    dtype: str, processes: int = 1,
+) -> dict[str, Any]:  # fmt: skip
+    """Everything that shapes a training, down to its rounding and its random numbers.
+
+    Fingerprint parts, training parameters by value, libraries, device, dtype, and how many processes share it.
+    """
     hashes = {name: parts[name] for name in ("data", "base", "modules", "previous")}
+    hashes |= {"initial_adapter": parts["initial_adapter"]} if "initial_adapter" in parts else {}
     libraries = {name: versions.get(name) for name in LIBRARIES}
-    return {**hashes, "parameters": dict(parameters), "libraries": libraries, "device": device, "dtype": dtype}
+    place = {"device": device, "dtype": dtype, "processes": processes}
+    return {**hashes, "parameters": dict(parameters), "libraries": libraries, **place}
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -58,7 +66,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
                 found.append(f"{name} was {old.get(name)}, is {new.get(name)}")
     for name, words in _WORDS.items():
         if before.get(name) != after.get(name):
-            shown = f" was {before.get(name)}, is {after.get(name)}" if name in ("device", "dtype") else " changed"
+            shown = f" was {before.get(name)}, is {after.get(name)}" if name in _SHOWN else " changed"
             found.append(words + shown)
     return found
 

@@ -96,6 +96,9 @@ def _add_data(add: Add) -> None:
     _request_arguments(check)
     check.add_argument("--data-only", action="store_true", help="look at the data of every stage and at nothing else")
     _json_argument(check)
+    estimate = add("estimate", help="memory, disk and time of each stage, before anything is started")
+    _request_arguments(estimate)
+    _json_argument(estimate)
     score = add("score", help="score predictions against a benchmark")
     for name in ("benchmark", "predictions", "output"):
         score.add_argument(f"--{name}", required=True, type=Path, metavar="FILE")
@@ -147,6 +150,7 @@ def _add_inner(add: Add) -> None:
     _json_argument(secret)
     worker = add("worker", help="(started by the supervisor)")
     worker.add_argument("--report-descriptor", required=True, type=int)
+    worker.add_argument("--processes", default=1, type=int)
 
 
 def request_from(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from trainer import (
     evaluate,
     ledger,
     listing,
+    outlook,
     precheck,
     process,
     publication,
@@ -290,10 +291,21 @@ def check(arguments: Arguments, root: Path) -> int:
     if arguments.data_only:
         found = precheck.inspect_data(str(request.get("data_root") or ""))
     else:
-        found = precheck.inspect(plans.from_request(request), Layout(root))
+        plan = plans.from_request(request)
+        found = precheck.inspect(plan, Layout(root))
+        if not found.errors and (line := outlook.brief(plan, Layout(root))):
+            found.lines.insert(len(found.lines) - 1, line)  # the last one is the verdict on the data
     if arguments.json or not found.errors:
         answer(arguments, {"lines": found.lines, "findings": [item.as_dict() for item in found.findings]})
     found.raise_errors()
+    return 0
+
+
+def estimate(arguments: Arguments, root: Path) -> int:
+    """What a plan would take here; HostUnfit when it cannot fit at all."""
+    found = outlook.look(plans.from_request(request_from(arguments)), Layout(root))
+    answer(arguments, found)
+    outlook.refuse(found)
     return 0
 
 
@@ -378,6 +390,12 @@ def imported(arguments: Arguments, root: Path) -> int:
 
 
 def work(arguments: Arguments, root: Path) -> int:
+    if arguments.processes > 1:
+        from trainer import launcher
+
+        own = ["--project-root", str(root), "worker", "--report-descriptor", str(arguments.report_descriptor)]
+        command = [sys.executable, "-m", "trainer", *own]
+        return launcher.main(command, arguments.processes, arguments.report_descriptor)
     from trainer import worker
 
     return worker.main(root, arguments.report_descriptor)
@@ -394,6 +412,7 @@ COMMANDS: dict[str, Callable[[Arguments, Path], int]] = {
     "stages": show_stages,
     "diagnose": show_diagnosis,
     "check": check,
+    "estimate": estimate,
     "score": score,
     "base": build_base,
     "source": show_source,

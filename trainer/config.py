@@ -81,6 +81,9 @@ class Parameters:
     lora_target_modules: str = _parameter(
         "all-linear", "modules that get an adapter: all-linear, or names separated by commas"
     )
+    initial_adapter: str = _parameter(
+        "none", "adapter of this host (an absolute path) whose weights the training begins with; none: fresh ones"
+    )
     num_train_epochs: float = _parameter(2.0, "passes over the data", unit="epochs", above=0.0)
     max_steps: int = _parameter(
         -1, "end after this many optimiser steps; -1: as the epochs say", unit="steps", minimum=-1

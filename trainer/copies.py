@@ -107,6 +107,11 @@ def _from_any(parameters: Parameters, layout: Layout, pin: Listing, missing: dic
     raise hub.none_left(parameters, layout, failures)
 
 
+def missing_bytes(layout: Layout, listing: Listing) -> int:
+    """What is still to be fetched for a copy, as far as files that are there tell by their names."""
+    return _needed(location(layout, listing), dict(listing.files))
+
+
 def check_access(parameters: Parameters, layout: Layout, listing: Listing) -> None:
     """InputError when the files are refused (a gated model lists them all the same), HostUnfit on a small disk."""
     folder = location(layout, listing)
@@ -153,11 +158,11 @@ def _write_manifest(folder: Path, listing: Listing) -> None:
 
 
 def _check_space(folder: Path, listing: Listing, missing: dict[str, Any]) -> None:
-    if missing and _needed(folder, missing) + SPARE_BYTES > _free(folder):
+    if missing and _needed(folder, missing) + SPARE_BYTES > free_bytes(folder):
         raise HostUnfit(_too_small(folder, listing, missing))
 
 
-def _free(folder: Path) -> int:
+def free_bytes(folder: Path) -> int:
     """Bytes free where a folder lies or will lie."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     return shutil.disk_usage(there).free
@@ -172,7 +177,7 @@ def _needed(folder: Path, missing: dict[str, Any]) -> int:
 def _too_small(folder: Path, listing: Listing, missing: dict[str, Any]) -> str:
     return (
         f"the base model {listing.name} still needs {size(_needed(folder, missing))} in {folder.parent}, where "
-        f"{size(_free(folder))} are free; make room there or put the project root on a larger disk"
+        f"{size(free_bytes(folder))} are free; make room there or put the project root on a larger disk"
     )
 
 

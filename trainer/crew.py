@@ -20,6 +20,9 @@ MEETING_VARIABLE = "STAGEGATE_MEETING"  # where the processes find each other, w
 JOIN_SECONDS = 600.0  # imports on a slow machine whose disk is cold take minutes
 TOGETHER_SECONDS = 3600.0  # for what all reach within minutes of each other: steps, shares of the questions
 STAGE_SECONDS = 30 * 86400.0  # while the first process works for all of them; the stage's own timeout ends it
+# What tells libraries that they are one of several. They are not to know: accelerate would choose devices, wrap
+# models and exchange values on its own account, and one exchange that not all take part in stops them all.
+TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 NEWS_SECONDS = 3.0  # in which all that wait for the same thing notice that it failed
 
 
@@ -77,6 +80,27 @@ class Crew:
         result: T = self.broadcast(made)
         return result
 
+    def in_turn(self, make: Callable[[], T]) -> T:
+        """What `make` returns, first in the first process: what it leaves on the disk, the others find."""
+        made = [make()] if self.is_first else []
+        self.broadcast(None)
+        return made[0] if made else make()
+
+    def ask(self, work: Callable[..., list[T]], items: Sequence[Any], *words: Any) -> list[T]:
+        """`in_shares` with `work(share, *words)`, asked for by the first process alone while the others `serve`."""
+        self.broadcast((items, words))
+        return self.in_shares(items, lambda share: work(share, *words))
+
+    def serve(self, work: Callable[..., list[Any]]) -> None:
+        """In the others: do their shares of all that the first process asks for, until it lets them go."""
+        while (asked := self.broadcast(None)) is not None:
+            items, words = asked
+            self.in_shares(items, lambda share, words=words: work(share, *words))  # type: ignore[misc]
+
+    def let_go(self) -> None:
+        """In the first: it will ask for nothing more, `serve` ends."""
+        self.broadcast(None)
+
     def barrier(self) -> None:
         """Go on when all have come here."""
 
@@ -102,11 +126,10 @@ class Joined(Crew):
         self.store = store
         self.dist = dist
         self.count = 0
-        self.by_gloo = backend == "gloo"
         wait = timedelta(seconds=TOGETHER_SECONDS)
         with self._together("the meeting", JOIN_SECONDS):
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
-            self.control = dist.group.WORLD if self.by_gloo else dist.new_group(backend="gloo", timeout=wait)
+            self.control = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=wait)
             self.patient = dist.new_group(backend="gloo", timeout=timedelta(seconds=STAGE_SECONDS))
 
     def any(self, flag: bool) -> bool:
@@ -118,12 +141,12 @@ class Joined(Crew):
         return bool(found.item())
 
     def add_up(self, tensors: Sequence[Any]) -> None:
-        self._exchange(tensors, "the sum of the gradients", self.dist.all_reduce)
+        self._exchange(tensors, "the sum of the gradients", lambda flat, by: self.dist.all_reduce(flat, group=by))
 
     def spread(self, tensors: Sequence[Any]) -> None:
-        self._exchange(tensors, "the first weights", lambda flat: self.dist.broadcast(flat, src=0))
+        self._exchange(tensors, "the first weights", lambda flat, by: self.dist.broadcast(flat, src=0, group=by))
 
-    def _exchange(self, tensors: Sequence[Any], what: str, collective: Callable[[Any], Any]) -> None:
+    def _exchange(self, tensors: Sequence[Any], what: str, collective: Callable[[Any, Any], Any]) -> None:
         """Send the tensors through one flat buffer for each type, in place."""
         import torch
 
@@ -133,10 +156,11 @@ class Joined(Crew):
         with torch.no_grad():
             for same in kinds.values():
                 flat = torch.cat([tensor.reshape(-1) for tensor in same])
-                if not self.by_gloo:
+                on_gpu = flat.device.type != "cpu"
+                if on_gpu:
                     self.barrier()
                 with self._together(what):
-                    collective(flat)
+                    collective(flat, self.dist.group.WORLD if on_gpu else self.control)
                 for tensor, piece in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
                     tensor.copy_(piece.view_as(tensor))
 
@@ -185,10 +209,11 @@ class Joined(Crew):
         return []
 
 
-def joined(device: str) -> Crew:
-    """The crew that torchrun's environment tells of (RANK, WORLD_SIZE, LOCAL_RANK), on `cpu` or `cuda`; else ALONE.
+def joined(device: str = "auto") -> Crew:
+    """The crew that torchrun's environment tells of (RANK, WORLD_SIZE, LOCAL_RANK), else ALONE.
 
-    On `cuda` the process's GPU is chosen by LOCAL_RANK. HostUnfit where there is none for it; TrainingFailed,
+    `device`: `cpu`, `cuda`, or auto: cuda where torch finds one. On cuda the process's GPU is chosen by LOCAL_RANK.
+    Nothing of the crew is left in the environment. Errors: HostUnfit where there is no GPU for it; TrainingFailed,
     which names the missing, when not all came within JOIN_SECONDS.
     """
     size = int(os.environ.get("WORLD_SIZE") or 1)
@@ -198,7 +223,8 @@ def joined(device: str) -> Crew:
     import torch.distributed as dist
 
     rank = int(os.environ["RANK"])
-    if device == "cuda":
+    on_gpu = torch.cuda.is_available() if device == "auto" else device == "cuda"
+    if on_gpu:
         own, count = int(os.environ.get("LOCAL_RANK") or rank), torch.cuda.device_count()
         if own >= count:
             raise HostUnfit(f"{of_rank(rank, size)} has no GPU: torch sees {count} of them; lower num_processes")
@@ -211,7 +237,10 @@ def joined(device: str) -> Crew:
     store.set(marks[rank], "1")
     if missing := _wait_for(store, marks, JOIN_SECONDS):
         raise TrainingFailed(_missed(missing, size, "the meeting", JOIN_SECONDS))
-    return Joined(rank, size, store, "nccl" if device == "cuda" else "gloo")
+    crew = Joined(rank, size, store, "nccl" if on_gpu else "gloo")
+    for name in TORCHRUN_VARIABLES:
+        os.environ.pop(name, None)
+    return crew
 
 
 def of_rank(rank: int, size: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from trainer.stages import Stage, StageTable, judge
 from trainer.state import read_json, write_json
 
 MOST_TRAINED = 1000  # trained questions that a stage is asked: a rate of 0.9 is then known to +-0.02 (95 %)
-Answer = Callable[[Sequence[Row]], tuple[list[Row], int]]  # rows -> (predictions, generated tokens)
+Answer = Callable[[Sequence[Row]], list[Row]]  # rows -> their predictions, in the order of the rows
 
 
 @dataclass(frozen=True)
@@ -68,66 +69,96 @@ def gate_questions(stage: Stage, parameters: Parameters) -> str:
 
 
 def evaluate(sets: Sequence[QuestionSet], answer: Answer) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The evaluations (one for each set, shape in the eval report) and the seconds of each part."""
-    evaluations = []
-    times = {"generate_seconds": 0.0, "score_seconds": 0.0}
-    for asked in sets:
-        started = time.monotonic()
-        predictions, tokens = answer(asked.rows)
-        answered = time.monotonic()
-        result = metrics.score(asked.rows, predictions)
-        scored = time.monotonic()
-        times["generate_seconds"] += answered - started
-        times["score_seconds"] += scored - answered
-        evaluations.append(
-            {
-                "name": asked.name,
-                "questions": asked.questions,
-                "file": asked.file,
-                "result": result,
-                "answered": metrics.answered(predictions, asked.rows),
-                "base": None,
-                "warnings": asked.warnings,
-                "seconds": round(answered - started, 3),
-                "tokens": tokens,
-                "predictions": predictions,
-            }
-        )
-    return evaluations, {name: round(value, 3) for name, value in times.items()}
+    """The evaluations (one for each set, shape in the eval report), the seconds of each part, and tokens per second.
+
+    All sets are asked in one call, and a question that stands in two of them once. So the seconds of one set are
+    its share of that call, by the tokens of its answers.
+    """
+    started = time.monotonic()
+    keys = [[question_key(row, with_reference=True) for row in asked.rows] for asked in sets]
+    unique = {key: row for own, asked in zip(keys, sets, strict=True) for key, row in zip(own, asked.rows, strict=True)}
+    found = dict(zip(unique, answer(list(unique.values())), strict=True)) if unique else {}
+    answered = time.monotonic()
+    predictions = [
+        [{**found[key], "id": row["id"]} for key, row in zip(own, asked.rows, strict=True)]
+        for own, asked in zip(keys, sets, strict=True)
+    ]
+    tokens = [sum(item["tokens"] for item in own) for own in predictions]
+    evaluations = [
+        {
+            "name": asked.name,
+            "questions": asked.questions,
+            "file": asked.file,
+            "result": metrics.score(asked.rows, own),
+            "answered": metrics.answered(own, asked.rows),
+            "cut": cut(own),
+            "base": None,
+            "warnings": asked.warnings,
+            "seconds": round((answered - started) * count / max(sum(tokens), 1), 3),
+            "tokens": count,
+            "predictions": own,
+        }
+        for asked, own, count in zip(sets, predictions, tokens, strict=True)
+    ]
+    generated, seconds = sum(item["tokens"] for item in found.values()), max(answered - started, 1e-9)
+    figures = {
+        "generate_seconds": seconds,
+        "score_seconds": time.monotonic() - answered,
+        "generated_tokens_per_second": generated / seconds,
+    }
+    return evaluations, {name: round(value, 3) for name, value in figures.items()}
+
+
+def cut(predictions: Sequence[Row]) -> dict[str, int]:
+    """How many answers each limit has cut: {reference | max_new_tokens | context: count}."""
+    return dict(Counter(str(item.get("cut_by")) for item in predictions if item.get("finish_reason") == "length"))
 
 
 def base_scores(
-    sets: Sequence[QuestionSet], answer: Answer, cache: Path, base_hash: str, parameters: Parameters
-) -> list[dict[str, Any]]:
+    sets: Sequence[QuestionSet], answer: Answer, cache: Path, base_hash: str, parameters: Parameters,
+    computed: Sequence[Any] = (),
+) -> list[dict[str, Any]]:  # fmt: skip
     """The base model's summaries on the same sets, from the cache where nothing that shapes them changed.
 
-    Rows are cached one by one: the multitask stage asks what the stages before it asked.
+    Rows are cached one by one: the multitask stage asks what the stages before it asked. `computed` says how the
+    base really computes (quantised, type), where the parameters leave that to the host.
     """
-    shaping = {**by_scope(parameters, "evaluation"), "gate_questions": None}
-    # Quantisation and the type of the computation change the base's answers too.
-    shaping["model"] = [parameters.use_qlora, parameters.compute_dtype, parameters.enable_thinking]
-    modules = fingerprint.of_modules(("encoding", "generate"))
-    path = cache / f"base_answers_{digest.of_value([base_hash, shaping, modules])[:16]}.json"
+    path = cache / f"base_answers_{_base_key(base_hash, parameters, computed)}.json"
     known: dict[str, Row] = (read_json(path) or {"answers": {}})["answers"]
-    keys = {id(row): _question_key(row) for asked in sets for row in asked.rows}
-    unknown = {keys[id(row)]: row for asked in sets for row in asked.rows if keys[id(row)] not in known}
+    capped = bool(parameters.max_new_tokens_ratio)  # only then the reference shapes the answer
+    keys = [[question_key(row, with_reference=capped) for row in asked.rows] for asked in sets]
+    unknown = {
+        key: row
+        for own, asked in zip(keys, sets, strict=True)
+        for key, row in zip(own, asked.rows, strict=True)
+        if key not in known
+    }
     if unknown:
-        # Two sets may use one id for two questions: each gets its key as id while it is asked.
-        asked_rows = [{**row, "id": key} for key, row in unknown.items()]
-        known.update({item["id"]: item for item in answer(asked_rows)[0]})
+        known.update(zip(unknown, answer(list(unknown.values())), strict=True))
         write_json(path, {"schema": 1, "answers": known})
     scores = []
-    for asked in sets:
-        predictions = [{**known[keys[id(row)]], "id": row["id"]} for row in asked.rows]
+    for own, asked in zip(keys, sets, strict=True):
+        predictions = [{**known[key], "id": row["id"]} for key, row in zip(own, asked.rows, strict=True)]
         scores.append(metrics.score(asked.rows, predictions)["summary"])
     return scores
 
 
-def _question_key(row: Row) -> str:
+def _base_key(base_hash: str, parameters: Parameters, computed: Sequence[Any]) -> str:
+    """The hash of what shapes the base's answers, which no adapter, merging or size of a batch does."""
+    shaping = by_scope(parameters, "evaluation")
+    for name in ("gate_questions", "merge_adapter", "per_device_eval_batch_size"):
+        del shaping[name]
+    # Quantisation and the type of the computation change the base's answers too.
+    shaping["model"] = [*(computed or (parameters.use_qlora, parameters.compute_dtype)), parameters.enable_thinking]
+    modules = fingerprint.of_modules(("decoder", "encoding", "generate"))
+    return digest.of_value([base_hash, shaping, modules])[:16]
+
+
+def question_key(row: Row, *, with_reference: bool) -> str:
+    """The hash of what a row asks, and of its reference answer where its length caps the answer."""
     messages = list(row.get("messages") or [])
-    if messages and messages[-1].get("role") == "assistant":
-        messages.pop()
-    return digest.of_value([messages, row.get("query"), row.get("tools")])
+    reference = messages.pop() if messages and messages[-1].get("role") == "assistant" else None
+    return digest.of_value([messages, row.get("query"), row.get("tools"), reference if with_reference else None])
 
 
 def gate(stage: Stage, parameters: Parameters, evaluations: Sequence[dict[str, Any]], mode: str) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from trainer.state import Layout, read_json, write_json
 # The modules whose text shapes an adapter, and those that shape its score. A changed comment in one of them
 # asks for a new result: better once too often than a report that its code does not explain.
 TRAINING_MODULES = (
-    "encoding", "examples", "feed", "ladder", "lines", "loop", "model", "packing", "resume", "tokenised", "train",
+    "budget", "choices", "continuation", "crew", "encoding", "estimate", "examples", "feed", "ladder", "lines",
+    "loop", "model", "packing", "resume", "shape", "tokenised", "train",
 )  # fmt: skip
 EVALUATION_MODULES = (
-    "characters", "data", "encoding", "evaluate", "generate", "judges", "keypoints", "latex", "leakage", "lines",
-    "mathtext", "metrics", "records", "refusal", "sections", "seen",
+    "characters", "data", "decoder", "encoding", "evaluate", "generate", "judges", "keypoints", "latex", "leakage",
+    "lines", "mathtext", "merging", "metrics", "records", "refusal", "sections", "seen",
 )  # fmt: skip
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -63,10 +64,10 @@ def of_base(parameters: config.Parameters, layout: Layout, corpus: Path) -> str:
         return base.input_hash(corpus)
     if hub.is_remote(name):
         return hub.resolve(parameters, layout).identity
-    return _of_folder(Path(name).expanduser(), layout)
+    return of_folder(Path(name).expanduser(), layout)
 
 
-def _of_folder(folder: Path, layout: Layout) -> str:
+def of_folder(folder: Path, layout: Layout) -> str:
     """sha256 over a local model's files, remembered by size and times: 16 GB are read only once."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     if not any(path.name == "config.json" for path in files):
@@ -82,15 +83,21 @@ def _of_folder(folder: Path, layout: Layout) -> str:
 
 
 def training_parts(
-    stage: Stage, parameters: config.Parameters, data_root: Path, base_hash: str, previous: str
-) -> dict[str, str]:
-    """The hashes that an adapter depends on; `previous` is the training fingerprint of the stage before."""
+    stage: Stage, parameters: config.Parameters, data_root: Path, base_hash: str, previous: str,
+    initial: str = "",
+) -> dict[str, str]:  # fmt: skip
+    """The hashes that an adapter depends on.
+
+    `previous` is the training fingerprint of the stage before, `initial` the hash of the adapter that the training
+    begins with, if it begins with one.
+    """
     return {
         "data": digest.of_file(data_root / stage.data),
         "base": base_hash,
         "parameters": digest.of_value(config.by_scope(parameters, "training")),
         "modules": of_modules(TRAINING_MODULES),
         "previous": previous,
+        **({"initial_adapter": initial} if initial else {}),
     }
 
 

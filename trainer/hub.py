@@ -62,8 +62,8 @@ def resolve(parameters: Parameters, layout: Layout, *, remember: bool = True) ->
 
     Errors: InputError (no such model or revision, refused), HostUnfit (no source can be reached).
     """
-    if known := _pins(layout, parameters.model_name_or_path).get(_key(parameters)):
-        return of_record(known)
+    if known := pinned(parameters, layout):
+        return known
     failures: list[tuple[str, str, SourceFailed]] = []
     use_network(parameters)
     for source in sources(parameters):
@@ -79,6 +79,12 @@ def resolve(parameters: Parameters, layout: Layout, *, remember: bool = True) ->
             _remember(layout, found, _key(parameters))
         return found
     raise none_left(parameters, layout, failures)
+
+
+def pinned(parameters: Parameters, layout: Layout) -> Listing | None:
+    """The commit that was resolved before, None where none was; asks nobody."""
+    known = _pins(layout, parameters.model_name_or_path).get(_key(parameters))
+    return of_record(known) if known else None
 
 
 def none_left(

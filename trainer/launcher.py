@@ -19,13 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer import process
+from trainer import gpu, process
 from trainer.crew import MEETING_VARIABLE, of_rank
 
 PARENT_VARIABLE = "STAGEGATE_LAUNCHER"
 # Shorter than the grace that the supervisor gives, so that torchrun is there to see its processes gone.
 SHUTDOWN_SECONDS = 15
 WATCH_SECONDS = 0.1  # torchrun's own interval
+PREFIX = "stagegate-crew-"  # of the private folder in the host's temporary one; the launcher's pid follows
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 
@@ -35,7 +36,13 @@ def main(command: Sequence[str], processes: int, descriptor: int) -> int:
     Which of them ended the others is told as a note through `descriptor`.
     """
     process.die_with_parent()
-    folder = Path(tempfile.mkdtemp(prefix="stagegate-crew-"))
+    try:
+        _remove_left_behind()
+        folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+    except OSError as problem:
+        message = f"the processes have no place to meet: {problem.strerror}; make room in the temporary folder"
+        _tell(descriptor, {"event": "failed", "kind": "HostUnfit", "message": message})
+        return 1
     try:
         code = run(command, processes, folder, descriptor)
     finally:
@@ -61,6 +68,8 @@ def run(command: Sequence[str], processes: int, folder: Path, descriptor: int) -
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="crew", role="worker",
         rdzv_backend="c10d", rdzv_endpoint=str(folder / "rendezvous"), rdzv_configs={"store_type": "file"},
         local_addr="127.0.0.1",  # else this machine's name, which many a container cannot look up
+        # Each process sees its own GPU alone, as number 0: no library has to be told which one it is.
+        virtual_local_rank=gpu.count(os.environ) >= processes,
         max_restarts=0, monitor_interval=WATCH_SECONDS, shutdown_timeout=SHUTDOWN_SECONDS,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
     )  # fmt: skip
@@ -69,7 +78,9 @@ def run(command: Sequence[str], processes: int, folder: Path, descriptor: int) -
     except ChildFailedError as problem:
         rank, code, pid = culprit(problem.failures)
         ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        _tell(descriptor, f"{of_rank(rank, processes)} (pid {pid}) ended first, by {ended}; so the others were ended")
+        text = f"{of_rank(rank, processes)} (pid {pid}) ended first, by {ended}; so the others were ended"
+        print(text, file=sys.stderr, flush=True)
+        _tell(descriptor, {"event": "note", "text": text})
         return code
     except SignalException as problem:  # passed on to all of them by then
         return 128 + int(problem.sigval)
@@ -91,6 +102,16 @@ def stay_with_parent() -> None:
         sys.exit("the launcher of this process is gone")
 
 
-def _tell(descriptor: int, text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-    os.write(descriptor, (json.dumps({"event": "note", "text": text}) + "\n").encode())
+def _remove_left_behind() -> None:
+    """Remove the private folders of launchers that were killed and could not do it themselves."""
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        pid = path.name.removeprefix(PREFIX).partition("-")[0]
+        with contextlib.suppress(OSError):
+            ours = path.lstat().st_uid == os.geteuid() and path.is_dir() and not path.is_symlink()
+            if ours and pid.isdigit() and process.start_time(int(pid)) is None:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _tell(descriptor: int, report: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # the supervisor is gone, or has given this job up
+        os.write(descriptor, (json.dumps(report) + "\n").encode())

@@ -126,6 +126,15 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def quantity(value: float | None, unit: str) -> str:
+    """A figure with its unit; bytes and seconds as people read them."""
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    if unit == "bytes":
+        return f"{value / 1e9:.2f} GB"
+    return duration(value) if unit == "seconds" else f"{value:.4g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
+
+
 def label(metric: str) -> str:
     """The metric as words."""
     return metric.replace("_", " ")

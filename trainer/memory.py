@@ -1,4 +1,4 @@
-"""What the kernel tells of memory: the limit, and how often it killed somebody for it. No torch.
+"""What the kernel tells of memory and cores: the limits, and how often it killed somebody for memory. No torch.
 
 A container's limit is that of its cgroup; version 2 counts in `memory.events`, version 1 in `memory.oom_control`.
 Inside a container the path in /proc/self/cgroup may be the host's, so the mount point itself is looked at, too.
@@ -51,3 +51,26 @@ def limit_mib() -> int | None:
     if match := re.search(r"^MemTotal: +(\d+) kB$", _text(Path("/proc/meminfo")), re.MULTILINE):
         bytes_.append(int(match[1]) * 1024)
     return min(bytes_) // 2**20 if bytes_ else None
+
+
+def core_quota() -> float | None:
+    """The processor time (in cores) that our cgroup grants, the least that is told; None where there is no limit."""
+    quotas: list[float] = []
+    for line in _text(OWN_CGROUP).splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        own = path.lstrip("/")
+        if "cpu" in controllers.split(","):  # version 1; its folder may be named for cpu and cpuacct together
+            for mount in (CGROUPS / "cpu", CGROUPS / controllers):
+                for folder in (mount / own, mount):
+                    quotas += _quota(_text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us"))
+        elif not controllers:
+            for folder in (CGROUPS / own, CGROUPS, CGROUPS / "unified" / own):
+                quotas += _quota(*[*_text(folder / "cpu.max").split(), "", ""][:2])
+    return min(quotas, default=None)
+
+
+def _quota(granted: str, period: str) -> list[float]:
+    """[cores] of a quota and its period (microseconds); `max` and -1 are no limit."""
+    if granted.strip().isdecimal() and period.strip().isdecimal() and int(granted) > 0 and int(period) > 0:
+        return [int(granted) / int(period)]
+    return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from trainer import device as devices
+from trainer import shape as shapes
+from trainer.choices import Choices, for_base
 from trainer.config import Parameters, suggestion
 from trainer.encoding import first_line, load_tokenizer
 from trainer.errors import HostUnfit, InputError, TrainingFailed
@@ -18,49 +21,85 @@ from trainer.errors import HostUnfit, InputError, TrainingFailed
 log = logging.getLogger(__name__)
 
 
+# What of the quantisation shapes the bits, beside the type and the device of the computation.
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
 @dataclass
 class Base:
-    """A resident base model: weights without an adapter, its tokenizer and how it computes."""
+    """A resident base model: weights without an adapter, its tokenizer and how it computes.
+
+    `device`, `shape` and `choices` (those of `choices.for_base`) are what further choices are made from.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     dtype: torch.dtype
     quantised: bool
     source: str
+    device: devices.Device = field(default_factory=devices.found)
+    shape: shapes.Shape | None = None
+    choices: Choices = field(default_factory=Choices)
 
 
-def compute_dtype(wanted: str) -> torch.dtype:
-    """The type that `compute_dtype` names; auto takes bfloat16 where the device computes it natively."""
-    if wanted != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.float32
+def load_base(
+    path: str, parameters: Parameters, *, device: devices.Device | None = None, choices: Choices | None = None,
+    copy: Path | None = None,
+) -> Base:  # fmt: skip
+    """The base model in the folder `path` on the device of this host, ready for an adapter.
 
-
-def load_base(path: str, parameters: Parameters) -> Base:
-    """The base model in the folder `path` on the device of this host, ready for an adapter."""
-    dtype = compute_dtype(parameters.compute_dtype)
+    `device` and `choices` (of `choices.for_base`) are found and made where they are not given. `copy` is a 4-bit copy
+    of this base (trainer/prepared.py) to read the weights from.
+    """
+    device, shape = device or devices.found(), shapes.of_folder(Path(path))
+    choices = Choices(for_base(parameters, device, shape) if choices is None else choices)
+    dtype, quantise = DTYPES[choices.value("dtype")], bool(choices.value("quantise"))
     tokenizer = load_tokenizer(path, local_only=True)
     options: dict[str, Any] = {
         "dtype": dtype, "trust_remote_code": False, "use_safetensors": True, "local_files_only": True,
     }  # fmt: skip
-    if parameters.use_qlora is True:
-        options["quantization_config"] = quantisation(dtype)
+    if parameters.attention != "auto" or choices.value("attention") != "sdpa":  # models without sdpa are eager
+        options["attn_implementation"] = choices.value("attention")
+    if quantise:
+        settings = quantisation(dtype)
+        options |= {} if copy else {"quantization_config": settings}
     if torch.cuda.is_available():
-        options["device_map"] = {"": 0}
+        options["device_map"] = {"": torch.cuda.current_device()}  # the process's own
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, **options)
+        model = AutoModelForCausalLM.from_pretrained(str(copy or path), **options)
     except (OSError, ValueError) as problem:
         raise InputError(f"the base model {path!r} could not be loaded: {first_line(problem)}") from problem
+    _settle(model, path)
+    taken = model.config._attn_implementation
+    if taken != choices.value("attention"):
+        choices.add("attention", taken, f"{type(model).__name__} has no other")
+    if choices.value("fused_kernels") == "liger":
+        fuse(model)
+    return Base(model, tokenizer, dtype, quantise, path, device, shape, choices)
+
+
+def _settle(model: PreTrainedModel, path: str) -> None:
+    """Take away from a loaded model what would shape results unseen, wherever its weights were read from."""
     model.config.use_cache = False
     model.generation_config = GenerationConfig()  # answers are greedy: no penalty or sampling of the model's makers
+    model.name_or_path = model.config._name_or_path = path  # PEFT writes it into the adapter's configuration
     for module in model.modules():
         # On some CPUs bitsandbytes repacks a 4-bit weight for good when it answers first: through that weight no
         # gradient flows, and the next stage would train on another base than the one before.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return Base(model, tokenizer, dtype, parameters.use_qlora is True, path)
+
+
+def fuse(model: PreTrainedModel) -> None:
+    """Put Liger's kernels in the place of the norms, the rotary embedding and the SwiGLU.
+
+    The loss stays ours: it is taken over the trained tokens of a whole step.
+    """
+    from transformers.integrations.liger import apply_liger_kernel
+
+    kernels = {"rope": True, "rms_norm": True, "swiglu": True}
+    apply_liger_kernel(model, {**kernels, "cross_entropy": False, "fused_linear_cross_entropy": False})
 
 
 def quantisation(dtype: torch.dtype) -> Any:
@@ -79,12 +118,7 @@ def quantisation(dtype: torch.dtype) -> Any:
             f"use_qlora needs a bitsandbytes that works, here it fails ({first_line(problem)}); "
             "repair it or set use_qlora to false"
         ) from problem
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
+    return BitsAndBytesConfig(**NF4, bnb_4bit_compute_dtype=dtype)
 
 
 def attach_adapter(base: Base, parameters: Parameters) -> PeftModel:

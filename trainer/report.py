@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer import state
-from trainer.markdown import ABSENT, duration, figure, interval, label, render, score, shorten, signed
+from trainer import account, state
+from trainer.markdown import ABSENT, duration, figure, interval, label, quantity, render, score, shorten, signed
 
 TRAINED_NOTE = "trained questions: a check of the pipeline, not of generalisation"
 HELD_OUT_NOTE = "held-out questions: kept apart from the training rows"
@@ -72,7 +72,15 @@ def render_eval_report(report: Mapping[str, Any]) -> str:
             for metric in dict.fromkeys(measured)
         ],
         evaluations=evaluations,
-        times=_time_rows(report.get("times") or {}),
+        choices=choice_rows(report.get("choices") or []),
+        estimates=_estimate_rows(report),
+        estimated_from=(report.get("estimate") or {}).get("seconds_from"),
+        times=_time_rows(report.get("times") or {}, report.get("wall_seconds")),
+        halvings=[
+            f"{item['batch']} questions at a time, so {item['next_batch']} were asked"
+            for item in report.get("out_of_memory") or []
+            if item.get("during") == "answering"
+        ],
         training=_training_rows(report.get("training") or {}),
         environment=list((report.get("environment") or {}).items()),
         fingerprint=fingerprint_rows(report.get("fingerprint") or {}),
@@ -98,6 +106,11 @@ def ordered_parameters(parameters: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return sorted(parameters.items(), key=lambda item: item[1]["source"] == "default")
 
 
+def choice_rows(choices: Sequence[Mapping[str, Any]]) -> list[list[object]]:
+    """Each choice with its value and why."""
+    return [[label(choice["name"]), choice["value"], choice["reason"]] for choice in choices]
+
+
 def fingerprint_rows(fingerprint: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The hashes of a fingerprint, the parts of the training hash last."""
     whole = [(name, value) for name, value in fingerprint.items() if name != "parts"]
@@ -121,6 +134,7 @@ def _evaluation_view(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "warnings": warnings,
         "seconds": duration(evaluation.get("seconds")),
         "tokens": evaluation.get("tokens"),
+        "cut": _cut_line(evaluation.get("cut") or {}),
         "rows": len(evaluation["result"]["rows"]),
         "missing": evaluation["result"].get("missing") or [],
         "unexpected": evaluation["result"].get("unexpected") or [],
@@ -129,6 +143,14 @@ def _evaluation_view(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "types": [[kind, *(score(figures.get(m)) for m in metrics)] for kind, figures in by_type.items()],
         "failed": [_failed_row(row) for row in failed],
     }
+
+
+def _cut_line(cut: Mapping[str, int]) -> str:
+    """How many answers ended at their cap and which caps those were, "" when none did."""
+    caps = {"reference": "max_new_tokens_ratio", "max_new_tokens": "max_new_tokens", "context": "the model's context"}
+    parts = ", ".join(f"{count} by {caps.get(name, name)}" for name, count in sorted(cut.items()))
+    count = sum(cut.values())
+    return f"{count} {'answer' if count == 1 else 'answers'} ended at the cap ({parts})" if count else ""
 
 
 def lift_rows(summary: Mapping[str, Any], base: Mapping[str, Any]) -> list[list[object]]:
@@ -161,18 +183,25 @@ def _failed_row(row: Mapping[str, Any]) -> list[object]:
     ]
 
 
-def _time_rows(times: Mapping[str, float]) -> list[list[object]]:
+def _time_rows(times: Mapping[str, float], wall_seconds: float | None) -> list[list[object]]:
+    """The parts of a stage's time with their shares of the whole, and what no part accounts for."""
     known = {name: value for name, value in times.items() if value is not None}
+    if not known:
+        return []
+    parts = [(label(name.removesuffix("_seconds")), value) for name, value in known.items()]
     total = sum(known.values())
-    rows: list[list[object]] = [
-        [
-            name.removesuffix("_seconds"),
-            duration(value),
-            f"{value / total:.0%}" if total else ABSENT,
-        ]
-        for name, value in known.items()
+    if wall_seconds is not None:
+        parts.append(("not accounted for", max(0.0, wall_seconds - total)))
+        total = max(total, wall_seconds)
+    rows = [(name, duration(value), f"{value / total:.0%}" if total else ABSENT) for name, value in parts]
+    return [list(row) for row in [*rows, ("together", duration(total), "100%" if total else ABSENT)]]
+
+
+def _estimate_rows(report: Mapping[str, Any]) -> list[list[object]]:
+    return [
+        [what, quantity(told, unit), quantity(found, unit), f"{found / told:.2f}" if told and found else ABSENT]
+        for what, unit, told, found in account.rows(report)
     ]
-    return [*rows, ["together", duration(total), "100%" if total else ABSENT]] if rows else []
 
 
 def _training_rows(training: Mapping[str, Any]) -> list[list[object]]:

@@ -25,6 +25,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import safe_globals
 
 from trainer.checkpoint import Checkpoint, Choice, Schedule, Store
+from trainer.crew import ALONE, Crew
 from trainer.encoding import first_line
 from trainer.errors import TrainingFailed
 from trainer.loop import StepTrainer
@@ -36,10 +37,16 @@ LEAST_SECONDS = 0.1  # the fsyncs and renames of even the smallest: 2.9 MB took 
 
 
 class Keeper:
-    """Writes one training's checkpoints when they are due, and keeps the account of them; without a store: none."""
+    """Writes one training's checkpoints when they are due, and keeps the account of them; without a store: none.
 
-    def __init__(self, store: Store | None, schedule: Schedule, report: Callable[..., None]) -> None:
+    In a crew the first process does both; the others only end with it, behind the same step.
+    """
+
+    def __init__(
+        self, store: Store | None, schedule: Schedule, report: Callable[..., None], crew: Crew = ALONE
+    ) -> None:
         self.store = store
+        self.crew = crew
         self.schedule = schedule
         self.report = report
         self.choice = Choice()
@@ -125,20 +132,26 @@ class Keeper:
         before = signal.signal(signal.SIGTERM, asked)
         try:
             yield
-            if self.terminating:  # behind the last step's checkpoint
+            if self.crew.any(self.terminating):  # behind the last step's checkpoint
                 raise SystemExit(TERMINATED)
         finally:
             signal.signal(signal.SIGTERM, before)
 
     def is_due(self, step: int, last: bool) -> bool:
-        """Whether a checkpoint is to be written after this step."""
-        return self.store is not None and (self.terminating or self.schedule.due(step, last))
+        """Whether a checkpoint is to be written, or the process to end, after this step."""
+        if self.store is None:
+            return False
+        self.terminating = self.crew.any(self.terminating)
+        return self.terminating or (self.crew.is_first and self.schedule.due(step, last))
 
     def save(self, trainer: Any) -> None:
         """Write a checkpoint of the trainer as it stands. A disk that refuses it does not end the training.
 
         After SIGTERM this ends the process, whether the checkpoint could be written or not.
         """
+        if not self.crew.is_first:  # asked only when all are to end
+            self.crew.barrier()
+            raise SystemExit(TERMINATED)
         self._count_training()
         check_finite(trainer)
         step = trainer.state.global_step
@@ -152,6 +165,7 @@ class Keeper:
             self.report("checkpoint", step=step, seconds=round(seconds, 3), bytes=size)
         if self.terminating:
             print("ended on SIGTERM " + ("without a checkpoint" if size is None else f"after checkpoint step-{step}"))
+            self.crew.barrier()
             raise SystemExit(TERMINATED)
 
     def _write(self, trainer: Any, step: int) -> int | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import config, data, digest, fingerprint, stages, surveys
+from trainer import adapters, config, data, digest, fingerprint, stages, surveys
 from trainer.errors import NotReady
 from trainer.stages import Stage, StageTable
 from trainer.state import Layout, read_stage, standing_result
@@ -90,7 +90,8 @@ def _step(
 ) -> Step:
     parameters, sources = table.resolve(stage.name, plan.profile, plan.overrides)
     base_hash = fingerprint.of_base(parameters, layout, corpus())
-    training = fingerprint.training_parts(stage, parameters, root, base_hash, previous)
+    initial = adapters.initial_hash(layout, stage, parameters)
+    training = fingerprint.training_parts(stage, parameters, root, base_hash, previous, initial)
     evaluation = fingerprint.evaluation_parts(stage, table, parameters, root)
     mode, reason = _decide(layout, stage, training, evaluation, changed_before)
     return Step(stage, mode, reason, parameters, sources, training, evaluation)
@@ -109,7 +110,8 @@ def _decide(
     kept = result["fingerprint"]
     different = fingerprint.changed(kept.get("parts"), training)
     if different:
-        words = {"previous": f"stage {changed_before or 'before it'}", "modules": "trainer code", "base": "base model"}
+        words = {"previous": f"stage {changed_before or 'before it'}", "modules": "trainer code", "base": "base model",
+                 "initial_adapter": "the adapter that it begins with"}  # fmt: skip
         return "train", "changed: " + ", ".join(words.get(name, name) for name in different)
     folder = layout.adapters / stage.adapter
     if fingerprint.of_adapter(folder) != kept.get("adapter"):

@@ -106,6 +106,8 @@ def line_of(event: Event) -> str:
         return f"resumed from step {event['step']}" + (
             f" (passed over: {', '.join(map(str, passed))})" if passed else ""
         )
+    if event["event"] == "out_of_memory" and event.get("during") == "answering":
+        return f"out of memory with {event['batch']} questions at a time, going on with {event['next_batch']}"
     if event["event"] == "stalled":
         why = f" ({event['why']})" if event.get("why") else ""
         return f"stalled for {clock(event['seconds'])}: no report, no processor time{why}; ended only by the time limit"

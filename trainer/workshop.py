@@ -1,4 +1,8 @@
-"""The supervisor's side of the worker: its process, the jobs it gets, the reports that come back. No torch."""
+"""The supervisor's side of the worker: its process, the jobs it gets, the reports that come back. No torch.
+
+Jobs and reports go through one socket, the worker's standard input: torchrun hands that on to the processes that
+it starts, and closes every other descriptor.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import json
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,8 +19,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer import memory, process, steps
-from trainer.errors import KINDS, Interrupted, TrainingFailed
+from trainer import gpu, memory, process, steps
+from trainer.crew import TORCHRUN_VARIABLES
+from trainer.errors import KINDS, HostUnfit, Interrupted, TrainingFailed
 
 GRACE_SECONDS = 20.0
 TICK_SECONDS = 0.5
@@ -40,7 +46,7 @@ class WorkerLost(Interrupted):
 
 
 class Workshop:
-    """At most one worker process, started with the first job and kept for the next.
+    """At most one worker, started with the first job and kept for the next that wants as many processes.
 
     `environment` is what the worker gets beside and above the host's; `tick` is called at least every
     TICK_SECONDS while a job is carried out, and may end it by raising.
@@ -52,8 +58,10 @@ class Workshop:
         self.project_root = project_root
         self.environment = dict(environment or {})
         self.tick = tick
-        self.worker: subprocess.Popen[str] | None = None
-        self.reports: Any = None
+        self.worker: subprocess.Popen[bytes] | None = None
+        self.size = 1
+        self.sizes: dict[int, tuple[int, str]] = {}
+        self.line: socket.socket | None = None
         self.pending = b""
         self.kills: int | None = None
 
@@ -62,10 +70,18 @@ class Workshop:
     ) -> dict[str, Any]:
         """The worker's result of a job; every report before it goes to `note`.
 
-        Errors: what the worker reported, TrainingFailed after the timeout, WorkerLost when it died.
+        Errors: what the worker reported, TrainingFailed after the timeout, WorkerLost when it died, HostUnfit when
+        the job wants more processes than there are GPUs.
         """
         self.kills = memory.kills()
-        self._send(job, log)
+        wanted = job.get("parameters", {}).get("num_processes", {}).get("value", 1)
+        if wanted not in self.sizes:  # nvidia-smi takes its time, and GPUs do not come and go
+            self.sizes[wanted] = processes(wanted, worker_environment(self.environment))
+        size, reason = self.sizes[wanted]
+        if size != self.size:
+            self.close()
+        self.size = size
+        self._send({**job, "processes": {"value": size, "reason": reason}}, log)
         for report in self._received(job["stage"], timeout_seconds):
             if report["event"] == "finished":
                 return dict(report["result"])
@@ -77,42 +93,37 @@ class Workshop:
     def _send(self, job: dict[str, Any], log: Path) -> None:
         if self.worker is None:
             self._start(log, self.environment)
-        assert self.worker is not None and self.worker.stdin is not None
+        assert self.line is not None
         try:
-            self.worker.stdin.write(json.dumps(job, ensure_ascii=False) + "\n")
-            self.worker.stdin.flush()
-        except BrokenPipeError:
+            self.line.sendall((json.dumps(job, ensure_ascii=False) + "\n").encode())
+        except ConnectionError:
             raise self._lost() from None
 
     def _start(self, log: Path, environment: Mapping[str, str]) -> None:
-        reading, writing = os.pipe()
         command = [
             sys.executable, "-m", "trainer", "--project-root", str(self.project_root),
-            "worker", "--report-descriptor", str(writing),
+            "worker", "--report-descriptor", "0", "--processes", str(self.size),
         ]  # fmt: skip
+        line, theirs = socket.socketpair()
         try:
-            with log.open("ab") as output:
+            with theirs, log.open("ab") as output:
                 self.worker = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=output, stderr=output, pass_fds=(writing,),
-                    cwd=steps.code_root(), env=worker_environment(environment), encoding="utf-8",
-                    start_new_session=True,
+                    command, stdin=theirs.fileno(), stdout=output, stderr=output, cwd=steps.code_root(),
+                    env=crew_environment(worker_environment(environment), self.size), start_new_session=True,
                 )  # fmt: skip
         except OSError:
-            os.close(reading)
+            line.close()
             raise
-        finally:
-            os.close(writing)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # what it starts, torch and more of itself, inherits it
             Path(f"/proc/{self.worker.pid}/oom_score_adj").write_text(OOM_SCORE, encoding="ascii")
-        os.set_blocking(reading, False)
-        self.reports = os.fdopen(reading, "rb", buffering=0)
+        self.line = line
         self.pending = b""
 
     def _received(self, stage: str, timeout_seconds: float) -> Iterator[Report]:
         """The reports as they come, until the worker closes its end."""
         deadline = time.monotonic() + timeout_seconds
         with selectors.DefaultSelector() as selector:
-            selector.register(self.reports, selectors.EVENT_READ)
+            selector.register(self.line, selectors.EVENT_READ)  # type: ignore[arg-type]
             while (left := deadline - time.monotonic()) > 0:
                 self.tick()
                 if not selector.select(min(left, TICK_SECONDS)):
@@ -128,10 +139,16 @@ class Workshop:
 
     def _read_lines(self) -> list[bytes] | None:
         """The whole lines that have come, None when the worker closed its end."""
-        piece = self.reports.read(1 << 16)
-        if piece == b"":
+        assert self.line is not None
+        try:
+            piece = self.line.recv(1 << 16, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return []
+        except ConnectionError:  # it ended before it had read all that was sent to it
             return None
-        *lines, self.pending = (self.pending + (piece or b"")).split(b"\n")
+        if not piece:
+            return None
+        *lines, self.pending = (self.pending + piece).split(b"\n")
         return lines
 
     def identity(self) -> dict[str, Any] | None:
@@ -166,11 +183,10 @@ class Workshop:
 
     def close(self, note: Callable[[Report], None] | None = None) -> None:
         """End the worker and everything in its group; what it reports meanwhile (a checkpoint) goes to `note`."""
-        if self.worker is None:
+        if self.worker is None or self.line is None:
             return
         with contextlib.suppress(OSError):
-            if self.worker.stdin:
-                self.worker.stdin.close()
+            self.line.shutdown(socket.SHUT_WR)
         for number in (signal.SIGTERM, signal.SIGCONT):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.worker.pid, number)
@@ -180,8 +196,8 @@ class Workshop:
             time.sleep(process.PAUSE_SECONDS)
         self._hear(note)
         process.end_group(self.worker, 0.0)
-        self.reports.close()
-        self.worker = None
+        self.line.close()
+        self.worker = self.line = None
 
     def _hear(self, note: Callable[[Report], None] | None) -> None:
         """Read what the ending worker reports, so that a full pipe does not hold it up."""
@@ -197,11 +213,38 @@ def worker_environment(more: Mapping[str, str]) -> dict[str, str]:
 
     Texts are UTF-8 whatever the host's language; a temporary folder that is not there is not named.
     """
-    host = {name: value for name, value in os.environ.items() if name not in FOREIGN_VARIABLES}
+    foreign = {*FOREIGN_VARIABLES, *TORCHRUN_VARIABLES}  # the supervisor may be started in somebody else's job
+    host = {name: value for name, value in os.environ.items() if name not in foreign}
     for name in ("TMPDIR", "HOME"):
         if not os.path.isdir(host.get(name, "/")):
             del host[name]
     return {**WORKER_ENVIRONMENT, **host, "PYTHONUTF8": "1", **more}
+
+
+def crew_environment(environment: dict[str, str], size: int) -> dict[str, str]:
+    """The variables of one of `size` processes: a share of the cores, where torchrun would give each a single one."""
+    if size < 2:
+        return environment
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": str(max(1, cores // size)), **environment}
+
+
+def processes(wanted: int, environment: Mapping[str, str]) -> tuple[int, str]:
+    """(how many processes share the stages, why): `wanted`, or for 0 one for each GPU that the worker would see.
+
+    HostUnfit when a host with GPUs has fewer of them; without a GPU any number is taken as it is.
+    """
+    gpus = gpu.count(environment)
+    if gpus and wanted > gpus:
+        shown = environment.get("CUDA_VISIBLE_DEVICES")
+        limit = f" (CUDA_VISIBLE_DEVICES is {shown!r})" if shown is not None else ""
+        raise HostUnfit(
+            f"num_processes is {wanted}, but the worker sees {gpus} GPU{'s' * (gpus > 1)} here{limit}; "
+            f"set it to 0 or at most {gpus}"
+        )
+    if wanted:
+        return wanted, "num_processes"
+    return max(gpus, 1), f"one for each of {gpus} GPUs" if gpus > 1 else "one GPU" if gpus else "no GPU"
 
 
 def _report(stage: str, line: bytes) -> Report:

@@ -64,6 +64,8 @@ FOREVER = "import time; time.sleep(300)"
 class FastHost:
     """`do` is what the worker does for each job; everything else is the real thing."""
 
+    stand_in = ("worker.py", WORKER)
+
     def __init__(self, folder: Path, line: Any) -> None:
         self.root = line.layout.root
         self.root.mkdir(parents=True, exist_ok=True)
@@ -71,7 +73,7 @@ class FastHost:
         self.layout = Layout(self.root)
         fresh = folder / "releases" / "fresh"
         shutil.copytree(REPOSITORY / "trainer", fresh / "trainer", ignore=shutil.ignore_patterns("__pycache__"))
-        (fresh / "trainer" / "worker.py").write_text(WORKER, encoding="utf-8")
+        (fresh / "trainer" / self.stand_in[0]).write_text(self.stand_in[1], encoding="utf-8")
         shipped = content.entries(fresh, content.walked_files(fresh))
         content.write_record(fresh, shipped, content.Origin())
         self.code = fresh.rename(fresh.with_name(content.source_id(shipped)))

@@ -37,7 +37,7 @@ class Attempt:
     kill_at_call: tuple[str, int] = ("", 0)  # SIGKILL at the n-th call of a function of os in the checkpoint's writing
     file_limit_bytes: int = 0  # no file may grow beyond it, as on a full disk
     nan_in_step: int = 0
-    most_tokens: int = 0  # memory runs out in a pass with more of them, unless it is one row
+    full_in_step: int = 0  # memory runs out in this step's passes of several rows
 
 
 def carry_out(attempt: Attempt) -> None:
@@ -92,7 +92,7 @@ def carry_out(attempt: Attempt) -> None:
                 if self.passes == 2 and step == wanted:
                     os.kill(os.getpid(), signal.SIGTERM)
             loss = super().compute_loss(model, inputs, *args, **more)
-            if attempt.most_tokens and inputs.tokens > attempt.most_tokens and inputs.tokens > sum(inputs.lengths[:1]):
+            if step == attempt.full_in_step and len(inputs.lengths) > 1:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             return loss
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from trainer import stages
-from trainer.adapters import fresh_folder, publish
+from trainer.adapters import fresh_folder, initial_hash, publish
+from trainer.config import Parameters
+from trainer.errors import InputError
 from trainer.state import Layout
 
 STAGE = stages.load().stage("sample")
@@ -95,3 +97,26 @@ def test_an_adapter_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, mon
     before = {path for path, in_place in synced if not in_place}
     assert before == {fresh, fresh / WEIGHTS, fresh / "adapter_config.json"}
     assert (tmp_path, True) in synced
+
+
+def test_an_adapter_to_begin_with_is_known_by_its_hash(layout: Layout, tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "earlier", "trained")
+    (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+    assert initial_hash(layout, STAGE, Parameters()) == ""
+    found = initial_hash(layout, STAGE, Parameters(initial_adapter=str(folder)))
+    (folder / WEIGHTS).write_text("trained further", encoding="utf-8")
+    assert found != initial_hash(layout, STAGE, Parameters(initial_adapter=str(folder))) != ""
+
+
+def test_what_cannot_be_begun_with_is_refused(layout: Layout, tmp_path: Path) -> None:
+    own = folder_with(layout.adapters / STAGE.adapter, "trained")
+    (own / "adapter_config.json").write_text("{}", encoding="utf-8")
+    other = stages.load().stage("style")
+    assert initial_hash(layout, other, Parameters(initial_adapter=str(own)))  # of another stage: fine
+    for named, words in (
+        (str(own), "which stage sample itself writes"),
+        ("adapter_style", "give the absolute path"),
+        (str(tmp_path), "which lacks adapter_config.json"),
+    ):
+        with pytest.raises(InputError, match=words):
+            initial_hash(layout, STAGE, Parameters(initial_adapter=named))

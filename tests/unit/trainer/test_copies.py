@@ -43,6 +43,15 @@ def test_a_copy_arrives_whole_under_the_name_of_its_commit(
     assert any(" of 0." in line or " kB of " in line for line in said) and "whole and verified" in said[-1]
 
 
+def test_what_is_still_to_be_fetched_is_counted(online: Any, layout: Layout, model_hub: Any) -> None:
+    listing = hub.resolve(online(), layout)
+    assert copies.missing_bytes(layout, listing) == listing.size
+    folder = copies.fetch(online(), layout, silent)
+    assert copies.missing_bytes(layout, listing) == 0
+    (folder / "tokenizer.json").unlink()
+    assert copies.missing_bytes(layout, listing) == listing.files["tokenizer.json"].size
+
+
 def test_a_whole_copy_is_used_without_a_network(online: Any, layout: Layout, model_hub: Any) -> None:
     folder = copies.fetch(online(), layout, silent)
     model_hub.stop()

@@ -26,6 +26,8 @@ def test_one_alone_has_everything_and_agrees_with_itself() -> None:
     assert ALONE.any(True) is True and ALONE.any(False) is False
     assert ALONE.gather(5) == [5] and ALONE.broadcast("x") == "x" and ALONE.once(lambda: 7) == 7
     assert ALONE.in_shares([1, 2, 3], lambda part: [value * 2 for value in part]) == [2, 4, 6]
+    assert ALONE.ask(lambda share, times: [item * times for item in share], [1, 2], 3) == [3, 6]
+    ALONE.let_go()
     numbers = [1.0]
     ALONE.add_up([numbers])
     ALONE.spread([numbers])
@@ -72,9 +74,25 @@ me.barrier()
 told.update(
     who=[me.rank, me.size, me.is_first, me.name], sums=[whole.tolist(), half.tolist(), part.tolist()],
     first=first.tolist(), any=[me.any(me.rank == 1), me.any(False)], all=me.gather({"rank": me.rank}),
-    word=me.broadcast("first" if me.is_first else "not this"), once=me.once(lambda: os.environ["RANK"] + "!"),
+    word=me.broadcast("first" if me.is_first else "not this"), once=me.once(lambda: rank + "!"),
     ordered=me.in_shares(list("abcde"), lambda part: [f"{item}{me.rank}" for item in part]),
 )
+def found():
+    if me.is_first:
+        time.sleep(0.3)
+        (folder / "made").touch()
+    return [me.rank, (folder / "made").exists()]
+told["turns"] = me.gather(me.in_turn(found))
+def work(share, mark):
+    return [f"{item}{mark}{me.rank}" for item in share]
+if me.is_first:
+    answers = [me.ask(work, list("xyz"), "-"), me.ask(work, ["w"], "+")]
+    me.let_go()
+else:
+    me.serve(work)
+    answers = None
+told["asked"] = me.gather(answers)[0]
+told["left"] = [name for name in crew.TORCHRUN_VARIABLES if name in os.environ]
 me.leave()
 """
 
@@ -87,6 +105,9 @@ def test_two_share_and_agree(tmp_path: Path) -> None:
     assert one == two
     assert one["sums"] == [[1.0, 3.0, 5.0], [[2.0, 2.0], [2.0, 2.0]], [0.0, 0.0]]
     assert one["first"] == [5.0, 1.0] and one["any"] == [True, False]
+    assert one["asked"] == [["x-0", "y-1", "z-0"], ["w+0"]], "only the first one knew what was asked"
+    assert one["left"] == [], "no library takes itself for one of several"
+    assert one["turns"] == [[0, True], [1, True]], "the second one came when the first had made it"
     assert one["all"] == [{"rank": 0}, {"rank": 1}]
     assert (one["word"], one["once"], one["ordered"]) == ("first", "0!", ["a0", "b1", "c0", "d1", "e0"])
 

@@ -37,10 +37,9 @@ class Model:
         self.rule = rule
         self.asked: list[list[Row]] = []
 
-    def __call__(self, rows: Sequence[Row]) -> tuple[list[Row], int]:
+    def __call__(self, rows: Sequence[Row]) -> list[Row]:
         self.asked.append(list(rows))
-        found = [{"id": row["id"], "response": self.rule(row), "finish_reason": "stop", "tokens": 2} for row in rows]
-        return found, 2 * len(found)
+        return [{"id": row["id"], "response": self.rule(row), "finish_reason": "stop", "tokens": 2} for row in rows]
 
 
 def knows(row: Row) -> str:
@@ -119,13 +118,66 @@ def test_a_benchmark_that_is_broken_is_an_error(tiny_data: Path, tmp_path: Path)
 def test_an_evaluation_holds_scores_answers_and_costs(tiny_data: Path) -> None:
     model = Model(knows)
     evaluations, times = evaluate.evaluate(sets_of(tiny_data, "style", TRAINED), model)
-    assert [len(rows) for rows in model.asked] == [3, 2, 1]
+    assert [len(rows) for rows in model.asked] == [6]
     first = evaluations[0]
     assert (first["name"], first["questions"], first["tokens"], first["base"]) == ("trained", "trained", 6, None)
     assert first["answered"]["value"] == 1.0
     assert first["result"]["summary"]["key_point_coverage"]["value"] == 1.0
     assert [item["id"] for item in first["predictions"]] == ["style-1", "style-2", "style-3"]
-    assert set(times) == {"generate_seconds", "score_seconds"}
+    assert set(times) == {"generate_seconds", "score_seconds", "generated_tokens_per_second"}
+
+
+def test_a_question_that_stands_in_two_sets_is_asked_once(tiny_data: Path) -> None:
+    sets = sets_of(tiny_data, "style", TRAINED)
+    again = {**sets[1].rows[0], "id": "again", "expected": {"key_points": ["反比"]}}
+    sets[2].rows.append(again)
+    model = Model(lambda row: f"{row['id']}：平方，减小")
+    evaluations, _ = evaluate.evaluate(sets, model)
+    assert [len(rows) for rows in model.asked] == [6]
+    one, other = evaluations[1]["predictions"][0], evaluations[2]["predictions"][-1]
+    assert (one["id"], other["id"]) == ("held-style-1", "again")
+    assert one["response"] == other["response"]
+    assert evaluations[1]["result"]["rows"][0]["metrics"]["key_point_coverage"] == 1.0
+    assert evaluations[2]["result"]["rows"][-1]["metrics"]["key_point_coverage"] == 0.0
+    assert [item["tokens"] for item in evaluations] == [6, 4, 4]  # of each set, as if it had been asked alone
+    again["query"] += "？"  # another question
+    evaluate.evaluate(sets, model)
+    assert len(model.asked[-1]) == 7
+
+
+def test_the_same_question_with_another_reference_is_another(tiny_data: Path) -> None:
+    # The reference's length may cap the answer.
+    sets = sets_of(tiny_data, "style", TRAINED)
+    row = sets[0].rows[0]
+    sets[1].rows.append({**row, "id": "again", "messages": [*row["messages"][:-1], {**row["messages"][-1]}]})
+    model = Model(knows)
+    evaluate.evaluate(sets, model)
+    sets[1].rows[-1]["messages"][-1]["content"] += "。"
+    evaluate.evaluate(sets, model)
+    assert [len(rows) for rows in model.asked] == [6, 7]
+
+
+def test_the_seconds_of_the_sets_are_those_of_the_call(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 104.0, 105.0])
+    monkeypatch.setattr(evaluate.time, "monotonic", lambda: next(clock))
+    evaluations, figures = evaluate.evaluate(sets_of(tiny_data, "style", TRAINED), Model(knows))
+    assert figures == {"generate_seconds": 4.0, "score_seconds": 1.0, "generated_tokens_per_second": 3.0}
+    assert [item["seconds"] for item in evaluations] == [2.0, 1.333, 0.667]  # 6, 4 and 2 of 12 tokens
+
+
+def test_the_report_counts_the_answers_that_a_cap_has_cut(tiny_data: Path) -> None:
+    ends = iter(["reference", "", "reference", "max_new_tokens", "", ""])
+
+    def answer(rows: Sequence[Row]) -> list[Row]:
+        found = []
+        for row in rows:
+            by = next(ends)
+            end: Row = {"finish_reason": "length", "cut_by": by} if by else {"finish_reason": "stop"}
+            found.append({"id": row["id"], "response": "x", "tokens": 1, **end})
+        return found
+
+    evaluations, _ = evaluate.evaluate(sets_of(tiny_data, "style", TRAINED), answer)
+    assert [item["cut"] for item in evaluations] == [{"reference": 2}, {"max_new_tokens": 1}, {}]
 
 
 def judged(root: Path, stage: str, parameters: Parameters, rule: Callable[[Row], str], mode: str = "strict") -> Row:
@@ -222,12 +274,23 @@ def test_another_expectation_of_a_known_question_is_only_scored(scores: Any, tin
     root = Path(shutil.copytree(tiny_data, tmp_path / "data"))
     path = root / TABLE.benchmarks["writing"]
     path.write_text(path.read_text(encoding="utf-8").replace("总结", "展望"), encoding="utf-8")
-    path = root / TABLE.stage("style").data
-    path.write_text(path.read_text(encoding="utf-8").replace("电场为零", "处处是零"), encoding="utf-8")
     found, asked = scores(root=root)
     assert asked == []
-    assert found[0]["key_point_coverage"]["value"] < 1.0
     assert found[2]["key_point_coverage"]["value"] == 0.0
+
+
+@pytest.mark.parametrize(("ratio", "anew"), [(2.0, ["style-2"]), (0.0, [])])
+def test_another_reference_is_asked_again_where_its_length_caps_the_answer(
+    scores: Any, tiny_data: Path, tmp_path: Path, ratio: float, anew: list[str]
+) -> None:
+    parameters = replace(TRAINED, max_new_tokens_ratio=ratio)
+    scores(parameters=parameters)
+    root = Path(shutil.copytree(tiny_data, tmp_path / "data"))
+    path = root / TABLE.stage("style").data
+    path.write_text(path.read_text(encoding="utf-8").replace("电场为零", "处处是零"), encoding="utf-8")
+    found, asked = scores(root=root, parameters=parameters, rule=lambda row: "电场为零")
+    assert [row["id"] for row in asked] == anew
+    assert found[0]["key_point_coverage"]["value"] < 1.0
 
 
 def test_one_id_in_two_sets_is_two_questions(scores: Any, tiny_data: Path, tmp_path: Path) -> None:
@@ -246,7 +309,9 @@ def test_one_id_in_two_sets_is_two_questions(scores: Any, tiny_data: Path, tmp_p
         ({}, False),
         ({"learning_rate": 0.5, "num_train_epochs": 9.0, "lora_r": 3, "seed": 1, "stage_timeout_seconds": 5}, False),
         ({"gate_questions": "trained"}, False),
+        ({"per_device_eval_batch_size": 3, "merge_adapter": "off"}, False),  # the base has no adapter to merge
         ({"max_new_tokens": 7}, True),
+        ({"max_new_tokens_ratio": 3.0}, True),
         ({"use_qlora": False}, True),
         ({"compute_dtype": "float32"}, True),
         ({"enable_thinking": True}, True),
@@ -255,6 +320,18 @@ def test_one_id_in_two_sets_is_two_questions(scores: Any, tiny_data: Path, tmp_p
 def test_what_makes_the_base_answer_anew(scores: Any, change: Row, anew: bool) -> None:
     scores(parameters=TRAINED)
     assert bool(scores(parameters=replace(TRAINED, **change))[1]) is anew
+
+
+def test_how_the_base_really_computes_binds_its_answers(tiny_data: Path, tmp_path: Path) -> None:
+    def asked(computed: tuple[Any, ...], parameters: Parameters = TRAINED) -> int:
+        model, sets = Model(knows), sets_of(tiny_data, "style", TRAINED)
+        evaluate.base_scores(sets, model, tmp_path, "base", parameters, computed)
+        return sum(map(len, model.asked))
+
+    assert asked((True, "torch.bfloat16")) == 6
+    assert asked((True, "torch.bfloat16"), replace(TRAINED, use_qlora="auto")) == 0  # the host chose the same
+    assert asked((False, "torch.bfloat16"), replace(TRAINED, use_qlora="auto")) == 6
+    assert asked((True, "torch.float16")) == 6
 
 
 def test_another_base_or_code_answers_anew(scores: Any, monkeypatch: pytest.MonkeyPatch) -> None:

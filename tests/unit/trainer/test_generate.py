@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import chat
 from trainer import encoding, generate, model, train
-from trainer.errors import InputError
+from trainer.errors import HostUnfit, InputError
 
 STOP = "<|im_end|>"
 
@@ -95,11 +96,20 @@ def test_an_answer_at_the_cap_is_not_a_finished_one(
     assert max(item["tokens"] for item in cut) == longest - 1
 
 
-def test_progress_tells_of_every_batch(base: model.Base, tiny_parameters: Any) -> None:
-    seen: list[tuple[int, int]] = []
+def test_progress_is_told_now_and_then_and_at_the_end(
+    base: model.Base, tiny_parameters: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parameters = tiny_parameters(per_device_eval_batch_size=3, max_new_tokens=2)
-    generate.answer(base.model, base.tokenizer, QUESTIONS, parameters, lambda done, rows: seen.append((done, rows)))
-    assert seen == [(3, 7), (6, 7), (7, 7)]
+
+    def told() -> list[tuple[int, int]]:
+        seen: list[tuple[int, int]] = []
+        generate.answer(base.model, base.tokenizer, QUESTIONS, parameters, lambda *counts: seen.append(counts))
+        return seen
+
+    monkeypatch.setattr(generate, "PROGRESS_SECONDS", 1e9)
+    assert told() == [(7, 7)]
+    monkeypatch.setattr(generate, "PROGRESS_SECONDS", 0.0)
+    assert told() == [(done, 7) for done in range(1, 8)]
 
 
 def test_no_questions_are_no_work(base: model.Base, tiny_parameters: Any) -> None:
@@ -205,3 +215,204 @@ def test_answering_keeps_no_gradient(base: model.Base, tiny_parameters: Any) -> 
     generate.answer(base.model, base.tokenizer, QUESTIONS[:1], tiny_parameters(max_new_tokens=1), silent)
     assert all(weight.grad is None for weight in base.model.parameters())
     assert torch.is_grad_enabled()
+
+
+def capped(base: model.Base, tiny_parameters: Any, row: dict[str, Any], **changes: Any) -> tuple[int, str]:
+    """The cap of a row's answer and what sets it."""
+    item = generate.ask(base.model, base.tokenizer, row, tiny_parameters(**changes))
+    return item.cap, item.limit
+
+
+def test_a_reference_caps_the_answer(base: model.Base, tiny_parameters: Any) -> None:
+    answer = "电场强度等于单位正电荷所受的力，" * 8
+    tokens = len(base.tokenizer(answer + STOP, add_special_tokens=False)["input_ids"])
+    assert tokens > generate.SHORTEST_CAP
+    row = chat("long", "电场？", answer)
+
+    def cap(**changes: Any) -> tuple[int, str]:
+        return capped(base, tiny_parameters, row, **{"max_new_tokens": 400, **changes})
+
+    assert cap(max_new_tokens_ratio=1.0) == (tokens, "reference")
+    assert cap(max_new_tokens_ratio=1.5) == (int(1.5 * tokens), "reference")
+    assert cap(max_new_tokens_ratio=0.1) == (generate.SHORTEST_CAP, "reference")  # never less
+    assert cap(max_new_tokens_ratio=0.0) == (400, "max_new_tokens")
+    assert cap(max_new_tokens_ratio=1.0, max_new_tokens=tokens) == (tokens, "max_new_tokens")
+    assert cap(max_new_tokens_ratio=1.0, max_new_tokens=tokens + 1) == (tokens, "reference")
+    assert cap(max_new_tokens_ratio=1.0, enable_thinking=True) == (400, "max_new_tokens")  # thoughts have no reference
+
+
+@pytest.mark.parametrize(
+    ("row", "limit"),
+    [
+        (chat("r", "电场？", "零"), "reference"),
+        ({**chat("r", "电场？", "零"), "expected": {"key_points": ["零"]}}, "reference"),
+        ({"id": "r", "query": "电场？", "expected": {"key_points": ["零"]}}, "max_new_tokens"),
+        ({"id": "r", "messages": [{"role": "user", "content": "电场？"}]}, "max_new_tokens"),
+    ],
+)
+def test_a_row_without_a_reference_has_only_the_other_caps(
+    base: model.Base, tiny_parameters: Any, row: dict[str, Any], limit: str
+) -> None:
+    assert capped(base, tiny_parameters, row, max_new_tokens=200)[1] == limit
+
+
+def test_calls_of_tools_are_part_of_the_reference(base: model.Base, tiny_parameters: Any) -> None:
+    call = {"function": {"name": "measure", "arguments": {"what": "电场" * 30}}}
+    row = chat("r", "电场？", "")
+    row["messages"][-1]["tool_calls"] = [call]
+    cap, limit = capped(base, tiny_parameters, row, max_new_tokens=400, max_new_tokens_ratio=1.0)
+    assert limit == "reference" and cap > generate.SHORTEST_CAP
+
+
+def test_the_room_of_the_model_is_a_cap_of_its_own(base: model.Base, tiny_parameters: Any) -> None:
+    long = asked(1, "点电荷的电场随距离怎样变化？" * 10)
+    prompt = generate.ask(base.model, base.tokenizer, long, tiny_parameters()).prompt
+    room = base.model.config.max_position_embeddings - len(prompt)
+    assert capped(base, tiny_parameters, long, max_new_tokens=room + 1) == (room, "context")
+    assert capped(base, tiny_parameters, long, max_new_tokens=room) == (room, "max_new_tokens")
+
+
+def test_each_row_of_a_batch_is_cut_at_its_own_cap_and_says_at_which(
+    base: model.Base, tiny_parameters: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "SHORTEST_CAP", 5)
+    rows = [chat("short", "电场？", "零"), asked(2, "点电荷？"), chat("longer", "导体？", "单位正电荷所受的力" * 2)]
+
+    def answers(**changes: Any) -> list[dict[str, Any]]:
+        parameters = tiny_parameters(max_new_tokens=40, max_new_tokens_ratio=1.0, **changes)
+        return generate.answer(base.model, base.tokenizer, rows, parameters, silent).predictions
+
+    together = answers()
+    assert together == answers(per_device_eval_batch_size=1)
+    assert [item["finish_reason"] for item in together] == ["length"] * 3  # this base never ends an answer
+    assert [item["cut_by"] for item in together] == ["reference", "max_new_tokens", "reference"]
+    assert together[0]["tokens"] == 5 < together[2]["tokens"] < together[1]["tokens"] == 40
+
+
+def test_an_answer_that_ended_itself_was_cut_by_nothing(
+    tutor: Any, tiny_rows: Any, tiny_tokenizer: Any, tiny_parameters: Any
+) -> None:
+    found = generate.answer(tutor, tiny_tokenizer, tiny_rows, tiny_parameters(), silent).predictions
+    assert all(item["finish_reason"] == "stop" and "cut_by" not in item for item in found)
+
+
+@pytest.mark.parametrize("size", [1, 3, 64])
+def test_models_with_another_cache_answer_by_transformers_own_loop(
+    tutor: Any, tiny_rows: Any, tiny_tokenizer: Any, tiny_parameters: Any, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    rows = [*QUESTIONS, *tiny_rows]
+    monkeypatch.setattr(generate, "SHORTEST_CAP", 3)
+    parameters = tiny_parameters(per_device_eval_batch_size=size, max_new_tokens_ratio=0.5)
+    wanted = generate.answer(tutor, tiny_tokenizer, rows, parameters, silent)
+    assert {item["finish_reason"] for item in wanted.predictions} == {"stop", "length"}
+    monkeypatch.setattr(generate.decoder, "is_for", lambda model: False)
+    monkeypatch.setattr(generate, "by_decoder", None)
+    assert generate.answer(tutor, tiny_tokenizer, rows, parameters, silent).predictions == wanted.predictions
+
+
+CPU_WORDS = (
+    "[enforce fail at alloc_cpu.cpp:132] . DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "4398046511104 bytes. Error code 12 (Cannot allocate memory)\nframe #0: somewhere"
+)
+OUT_OF_MEMORY = {
+    "cuda": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    "cpu": lambda: RuntimeError(CPU_WORDS),
+    "cublas": lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "python": lambda: MemoryError(),
+}
+
+
+class Small:
+    """Lets a model fail as if its memory held only so many rows at a time, from its `begin`-th call on."""
+
+    def __init__(self, network: Any, holds: int, error: Any, begin: int = 0) -> None:
+        self.seen: list[int] = []
+
+        def check(module: Any, inputs: Any, kwargs: dict[str, Any]) -> None:
+            self.seen.append(len(kwargs["input_ids"]))
+            if len(self.seen) > begin and self.seen[-1] > holds:
+                raise error()
+
+        self.handle = network.register_forward_pre_hook(check, with_kwargs=True)
+
+    def __enter__(self) -> Small:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.handle.remove()
+
+
+@pytest.mark.parametrize("kind", OUT_OF_MEMORY)
+@pytest.mark.parametrize("begin", [0, 4])
+@pytest.mark.parametrize("own_loop", [True, False])
+def test_a_batch_that_memory_does_not_hold_is_halved_and_the_answers_are_the_same(
+    base: model.Base, tiny_parameters: Any, monkeypatch: pytest.MonkeyPatch, kind: str, begin: int, own_loop: bool
+) -> None:
+    parameters = tiny_parameters(per_device_eval_batch_size=6, max_new_tokens=8)
+    wanted = generate.answer(base.model, base.tokenizer, QUESTIONS, parameters, silent)
+    assert wanted.out_of_memory == []
+    monkeypatch.setattr(generate.decoder, "is_for", lambda model: own_loop)
+    told: list[tuple[str, dict[str, Any]]] = []
+
+    def report(event: str, **fields: Any) -> None:
+        told.append((event, fields))
+
+    with Small(base.model, 2, OUT_OF_MEMORY[kind], begin):
+        found = generate.answer(base.model, base.tokenizer, QUESTIONS, parameters, silent, report=report)
+    assert found.predictions == wanted.predictions
+    assert [(item["batch"], item["next_batch"]) for item in found.out_of_memory] == [(6, 3), (3, 1)]
+    assert all(item["during"] == "answering" and "\n" not in item["message"] for item in found.out_of_memory)
+    assert told == [("out_of_memory", item) for item in found.out_of_memory]
+
+
+def test_a_batch_that_just_fits_is_not_halved(base: model.Base, tiny_parameters: Any) -> None:
+    parameters = tiny_parameters(per_device_eval_batch_size=6, max_new_tokens=4)
+    with Small(base.model, 6, OUT_OF_MEMORY["cuda"]) as memory:
+        found = generate.answer(base.model, base.tokenizer, QUESTIONS, parameters, silent)
+    assert found.out_of_memory == [] and max(memory.seen) == 6
+
+
+def test_only_rows_without_an_answer_are_asked_again(base: model.Base, tiny_parameters: Any) -> None:
+    rows = [chat("ends first", "电场？", "零"), *QUESTIONS[:3]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "SHORTEST_CAP", 2)
+        parameters = tiny_parameters(per_device_eval_batch_size=4, max_new_tokens=9, max_new_tokens_ratio=0.1)
+        with Small(base.model, 2, OUT_OF_MEMORY["cuda"], begin=3) as memory:
+            found = generate.answer(base.model, base.tokenizer, rows, parameters, silent)
+    assert found.predictions[0]["tokens"] == 2
+    # All four are read, one ends after its second token; of the other three two are read again, then the last one.
+    assert memory.seen[:4] == [4, 4, 3, 3]
+    assert max(memory.seen[4:]) == 1 and found.out_of_memory[0]["next_batch"] == 1
+
+
+def test_a_row_that_memory_does_not_hold_alone_is_named_in_one_sentence(base: model.Base, tiny_parameters: Any) -> None:
+    parameters = tiny_parameters(per_device_eval_batch_size=2, max_new_tokens=9)
+    with Small(base.model, 0, OUT_OF_MEMORY["cpu"]), pytest.raises(HostUnfit) as caught:
+        generate.answer(base.model, base.tokenizer, QUESTIONS[:3], parameters, silent)
+    prompt = generate.ask(base.model, base.tokenizer, QUESTIONS[2], parameters).prompt
+    assert str(caught.value) == (
+        f"memory does not hold the answer to row 'q2' alone ({len(prompt)} tokens and up to 9 of the answer); "
+        "shorten the row, lower max_new_tokens, or take a host with more memory"
+    )
+    with Small(base.model, 1, OUT_OF_MEMORY["cpu"]):
+        found = generate.answer(base.model, base.tokenizer, QUESTIONS[:3], parameters, silent)
+    assert len(found.predictions) == 3
+
+
+@pytest.mark.parametrize("problem", [RuntimeError("shapes do not match"), ValueError("out of memory"), KeyError("x")])
+def test_another_error_is_not_tried_again(base: model.Base, tiny_parameters: Any, problem: Exception) -> None:
+    def fail() -> Exception:
+        return problem
+
+    with Small(base.model, 0, fail) as memory, pytest.raises(type(problem)):
+        generate.answer(base.model, base.tokenizer, QUESTIONS, tiny_parameters(), silent)
+    assert len(memory.seen) == 1
+
+
+def test_a_real_allocation_that_fails_is_out_of_memory() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**52)
+    assert generate.is_out_of_memory(caught.value)
+    with pytest.raises(RuntimeError) as other:
+        torch.ones(2) @ torch.ones(3)
+    assert not generate.is_out_of_memory(other.value)

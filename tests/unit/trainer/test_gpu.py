@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from trainer import gpu
-from trainer.gpu import gpu_load
+from trainer.gpu import count, gpu_load
 
 
 def put_command(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
@@ -73,3 +73,72 @@ def test_a_driver_that_hangs_is_waited_for_once(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PATH", path)
     put_command(tmp_path, monkeypatch, "echo '97, 21811, 24576'")
     assert gpu_load()["gpu_percent"] == 97
+
+
+def test_every_card_is_told_with_its_capability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_command(tmp_path, monkeypatch, "echo 'NVIDIA H200, 143771, 9.0'\necho 'Tesla T4, 15360, 7.5'")
+    assert gpu.cards() == [("NVIDIA H200", 143771, (9, 0)), ("Tesla T4", 15360, (7, 5))]
+
+
+def test_a_driver_that_does_not_know_capabilities_tells_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = "echo 'Field \"compute_cap\" is not a valid field to query.'; exit 2"
+    put_command(tmp_path, monkeypatch, f'case "$*" in *compute_cap*) {refusal};; esac\necho "Tesla K80, 11441"')
+    assert gpu.cards() == [("Tesla K80", 11441, None)]
+
+
+@pytest.mark.parametrize("text", ["exit 9", "exit 0", "echo 'NVIDIA-SMI has failed'", "echo 'H200, [N/A], 9.0'"])
+def test_a_command_that_tells_no_cards_is_a_host_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    put_command(tmp_path, monkeypatch, text)
+    assert gpu.cards() == []
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    assert gpu.cards() == []
+
+
+# How many there are
+
+FOUR = "\n".join(f"GPU {n}: NVIDIA H200 (UUID: GPU-{n}aa{n}-77)" for n in range(4))
+DIVIDED = (
+    FOUR.splitlines()[0] + "\n  MIG 1g.18gb     Device  0: (UUID: MIG-5c)\n  MIG 1g.18gb     Device  1: (UUID: MIG-6d)"
+)
+
+
+@pytest.mark.parametrize(
+    ("listed", "visible", "expected"),
+    [
+        (FOUR, None, 4),
+        (FOUR, "0,2", 2),
+        (FOUR, " 3 , 1 ", 2),
+        (FOUR, "", 0),
+        (FOUR, "-1", 0),
+        (FOUR, "NoDevFiles", 0),
+        (FOUR, "1,-1,2", 1),
+        (FOUR, "0,9,1", 1),
+        (FOUR, "0,0", 0),
+        (FOUR, "GPU-2aa2-77,GPU-0aa", 2),
+        (FOUR, "GPU-", 0),
+        (DIVIDED, None, 1),
+        (DIVIDED, "MIG-5c,MIG-6d", 1),
+        (DIVIDED, "0", 1),
+        (DIVIDED, "", 0),
+        ("No devices were found", None, 0),
+        ("", "0", 0),
+    ],
+)
+def test_what_cuda_would_show_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: str, visible: str | None, expected: int
+) -> None:
+    asked = tmp_path / "asked"
+    put_command(tmp_path, monkeypatch, f"echo \"$*\" > '{asked}'\necho '{listed}'")
+    assert count({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) == expected
+    assert asked.read_text(encoding="utf-8") == "-L\n"
+
+
+def test_a_command_that_fails_or_is_missing_counts_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_command(tmp_path, monkeypatch, f"echo '{FOUR}'\nexit 9")
+    assert count({}) == 0
+    (tmp_path / "nvidia-smi").unlink()
+    assert count({}) == 0

@@ -62,6 +62,14 @@ def test_a_branch_is_pinned_with_its_first_answer(online: Any, layout: Layout, m
     assert hub.resolve(online(model_revision=moved_to), layout).commit == moved_to
 
 
+def test_what_was_pinned_is_told_without_a_network(online: Any, layout: Layout, model_hub: Any) -> None:
+    assert hub.pinned(online(), layout) is None and model_hub.requests == []
+    found = hub.resolve(online(), layout)
+    asked = len(model_hub.requests)
+    assert hub.pinned(online(), layout) == found
+    assert hub.pinned(online(model_revision="other"), layout) is None and len(model_hub.requests) == asked
+
+
 def test_a_look_that_is_not_to_be_remembered_pins_nothing(online: Any, layout: Layout, model_hub: Any) -> None:
     hub.resolve(online(), layout, remember=False)
     later = republish(model_hub)

@@ -6,6 +6,7 @@ import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from tests.conftest import write_data
 from tests.unit.trainer.interrupted import Server, carry_out_job, read_reports
 from trainer import checkpoint, digest, fingerprint, job, stages
+from trainer.choices import Choices
 from trainer.config import FIELDS, table
 from trainer.errors import InputError
 from trainer.resident import Resident
@@ -58,7 +60,7 @@ def test_data_that_changed_after_the_plan_had_looked_is_refused(
     def train(*_: Any) -> None:
         raise Reached
 
-    monkeypatch.setattr(Resident, "get", lambda *_: None)
+    monkeypatch.setattr(Resident, "get", lambda *_: SimpleNamespace(choices=Choices()))
     monkeypatch.setattr(job.StageJob, "_train", train)
     with pytest.raises(expected):
         job.StageJob(asked, Layout(tmp_path), Resident(Layout(tmp_path), ignore), ignore).carry_out()
@@ -105,8 +107,15 @@ def test_a_stage_lost_in_evaluation_goes_to_evaluation_again(
     assert found["training"]["resumed_from_steps"] == [9] and whole["training"]["resumed_from_steps"] == []
     assert (found["times"]["train_seconds"], found["training"]["checkpoints_written"]) == (0, 3)
     assert found["times"]["checkpoint_seconds"] > 0 == whole["times"]["checkpoint_seconds"]
+    chosen = {choice["name"]: choice["value"] for choice in found["choices"]}
+    assert (chosen["dtype"], chosen["quantise"], chosen["attention"]) == ("float32", False, "sdpa")
     assert "| resumed from | step 9 |" in (tmp_path / "two" / "eval_report_sample.md").read_text(encoding="utf-8")
     assert "spent" not in found["training"]
+    for report in (whole, found):
+        assert report["estimate"]["steps"] == 9 and report["estimate"]["counted"] == "counted"
+        assert report["estimate"]["memory_bytes"] > 0 and report["measured"]["peak_process_bytes"] > 0
+        assert report["wall_seconds"] > 0.9 * sum(report["times"].values())
+    assert "| memory of the process |" in (tmp_path / "plain" / "eval_report_sample.md").read_text(encoding="utf-8")
 
 
 def test_rows_that_are_mapped_train_what_rows_that_are_held_train(
@@ -146,3 +155,81 @@ def test_only_what_shapes_the_training_binds_its_checkpoints(
     assert one.inputs["device"] == base.model.device.type and one.inputs["dtype"] == "float32"
     assert all(one.inputs["libraries"][name] for name in ("torch", "transformers", "trl", "peft", "accelerate"))
     assert job.store({**asked, "checkpoints": ""}, before, base) is None
+
+
+def test_auto_binds_checkpoints_to_what_was_chosen(
+    make_job: Callable[..., dict[str, Any]], tmp_path: Path, tiny_parameters: Any, tiny_corpus: Path
+) -> None:
+    base = Resident(Layout(tmp_path), ignore).get(tiny_parameters(use_qlora="auto"), tiny_corpus)
+    asked, auto = make_job("one"), tiny_parameters(use_qlora="auto")
+    whole = job.store(asked, auto, base)
+    named = job.store(asked, tiny_parameters(use_qlora=False), base)
+    base.quantised = True
+    quantised = job.store(asked, auto, base)
+    assert whole is not None and named is not None and quantised is not None
+    assert checkpoint.differences(whole.inputs, named.inputs) == []
+    assert checkpoint.differences(whole.inputs, quantised.inputs) == ["use_qlora was False, is True"]
+
+
+def test_the_log_tells_each_choice_once(
+    make_job: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = job.StageJob(make_job("one"), Layout(tmp_path), Resident(Layout(tmp_path), ignore), ignore)
+    base, training = Choices(), Choices()
+    base.add("dtype", "float32", "asked for")
+    training.add("compile", False, "compile_above_steps is 0")
+    for choices in (base, training, base):
+        found.take(choices)
+    assert capsys.readouterr().out == "dtype: float32 (asked for)\ncompile: false (compile_above_steps is 0)\n"
+    training.add("compile", True, "another reason")
+    found.take(training)
+    assert capsys.readouterr().out == "compile: true (another reason)\n"
+    assert found.choices.table()[1]["reason"] == "another reason" and len(found.choices) == 2
+
+
+def test_how_a_stage_was_answered_stands_in_its_report(
+    tmp_path: Path, make_job: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from trainer.decoder import Decoder
+
+    batches: list[int] = []
+    real = Decoder.answer
+
+    def answer(self: Any, prompts: Any, caps: Any, slots: int, done: Any) -> None:
+        batches.append(slots)
+        if len(batches) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        real(self, prompts, caps, slots, done)
+
+    layout = Layout(tmp_path)
+    resident, told = Resident(layout, ignore), list[str]()
+
+    def carry_out(name: str, **changes: Any) -> dict[str, Any]:
+        asked = {key: value for key, value in make_job(name, **changes).items() if key != "checkpoints"}
+        job.StageJob(asked, layout, resident, lambda event, **fields: told.append(event)).carry_out()
+        found: dict[str, Any] = json.loads((tmp_path / name / "eval_report_sample.json").read_text(encoding="utf-8"))
+        return found
+
+    monkeypatch.setattr(Decoder, "answer", answer)
+    short = carry_out("short", per_device_eval_batch_size=2)
+    assert [(item["batch"], item["next_batch"]) for item in short["out_of_memory"]] == [(2, 1)]
+    assert told.count("out_of_memory") == 1 and batches == [2, 1, 2]  # the base alone is asked with the first batch
+    merged = next(item for item in short["choices"] if item["name"] == "merge")
+    assert merged["value"] is True and merged["reason"]
+    assert short["measured"]["generated_tokens_per_second"] > 0
+    assert {"generate_seconds", "score_seconds", "base_seconds"} <= set(short["times"])
+    (evaluation,) = short["evaluations"]
+    assert sum(evaluation["cut"].values()) == 2  # four tokens end no answer
+
+    before = {name: weight.clone() for name, weight in resident.base.model.named_parameters()}  # type: ignore[union-attr]
+    plain = carry_out("plain", merge_adapter="off")
+    unmerged = next(item for item in plain["choices"] if item["name"] == "merge")
+    assert plain["out_of_memory"] == [] and unmerged["value"] is False
+    predictions = [(tmp_path / name / "predictions_sample.jsonl").read_text("utf-8") for name in ("short", "plain")]
+    assert predictions[0] == predictions[1]
+    assert len(batches) == 4  # the base's answers were there
+    after = dict(resident.base.model.named_parameters())  # type: ignore[union-attr]
+    assert before.keys() == after.keys()
+    assert all(torch.equal(weight, after[name]) for name, weight in before.items())

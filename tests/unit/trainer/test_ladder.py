@@ -18,7 +18,10 @@ def failed(tokens: int, rows: int = 1) -> Failure:
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
         (MemoryError(), True),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            True,
+        ),
         (RuntimeError("[enforce fail] . DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."), True),
         (RuntimeError("CUDA error: out of memory"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
@@ -57,7 +60,9 @@ def test_the_processes_of_a_crew_take_the_same_rung() -> None:
 
 
 def test_there_is_a_pass_of_one_token_at_least() -> None:
-    assert ladder.below(Rung(1, False), [failed(2, 2)]) == Rung(1, False) == ladder.below(Rung(2, False), [failed(2, 2)])
+    assert (
+        ladder.below(Rung(1, False), [failed(2, 2)]) == Rung(1, False) == ladder.below(Rung(2, False), [failed(2, 2)])
+    )
 
 
 def test_what_people_are_told() -> None:

@@ -58,6 +58,21 @@ def test_durations_are_written_as_a_person_reads_them(seconds: float | None, sho
     assert markdown.duration(seconds) == shown
 
 
+@pytest.mark.parametrize(
+    ("value", "unit", "shown"),
+    [
+        (6_100_000_000, "bytes", "6.10 GB"),
+        (65.2, "seconds", "1 min 05 s"),
+        (15_012.4, "tokens/s", "15,012 tokens/s"),
+        (105.83, "tokens/s", "105.8 tokens/s"),
+        (None, "bytes", "–"),
+        (math.nan, "tokens/s", "–"),
+    ],
+)
+def test_quantities_are_written_with_their_unit(value: float | None, unit: str, shown: str) -> None:
+    assert markdown.quantity(value, unit) == shown
+
+
 def test_a_template_gets_nothing_through_unescaped() -> None:
     issue = {"time": "t", "phase": "p", "stage": "s", "severity": "error", "cause": "c", "action": "a"}
     text = markdown.render("issues.md.j2", issues=[{**issue, "symptom": "<b>|x"}], problems=[])

@@ -61,3 +61,25 @@ def test_a_host_that_does_not_count_tells_nothing(cgroups: Path) -> None:
     assert memory.kills() is None
     put(cgroups, "4:memory:/box\n", memory__box__memory_dot_oom_control="oom_kill_disable 0\nunder_oom 0\n")
     assert memory.kills() is None, "kernels before 4.13"
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        ("0::/box\n", {"box__cpu_dot_max": "250000 100000\n"}, 2.5),
+        ("0::/box\n", {"box__cpu_dot_max": "max 100000\n", "cpu_dot_max": "400000 100000\n"}, 4.0),
+        ("0::/docker/abc\n", {"cpu_dot_max": "150000 100000"}, 1.5),
+        ("5:cpu,cpuacct:/box\n0::/\n", {"cpu,cpuacct__box__cpu_dot_cfs_quota_us": "300000\n",
+                                        "cpu,cpuacct__box__cpu_dot_cfs_period_us": "100000\n"}, 3.0),
+        ("1:cpu:/docker/abc\n", {"cpu__cpu_dot_cfs_quota_us": "50000\n", "cpu__cpu_dot_cfs_period_us": "100000"}, 0.5),
+        ("1:cpu:/\n", {"cpu__cpu_dot_cfs_quota_us": "-1\n", "cpu__cpu_dot_cfs_period_us": "100000\n"}, None),
+        ("0::/box\n", {"box__cpu_dot_max": "max 100000\n"}, None),
+        ("0::/box\n", {"box__cpu_dot_max": "nonsense\n"}, None),
+        ("", {}, None),
+    ],
+)  # fmt: skip
+def test_the_quota_of_cores_in_both_versions(
+    cgroups: Path, own: str, files: dict[str, str], cores: float | None
+) -> None:
+    put(cgroups, own, **files)
+    assert memory.core_quota() == cores

@@ -279,3 +279,56 @@ def test_a_bitsandbytes_that_does_not_work_is_named_with_a_remedy(load: Any, mon
     sentence = str(caught.value)
     assert "CUDA Setup failed" in sentence and "set use_qlora to false" in sentence and "\n" not in sentence
     assert not load(use_qlora=False).quantised  # without it the same host is fit
+
+
+def test_what_was_chosen_is_what_is_loaded(load: Any) -> None:
+    base = load(attention="auto")
+    assert base.model.config._attn_implementation == base.choices.value("attention") == "sdpa"
+    assert base.shape.layers == base.model.config.num_hidden_layers and base.device.kind == "cpu"
+    eager = load(attention="eager", compute_dtype="bfloat16")
+    assert eager.model.config._attn_implementation == eager.choices.value("attention") == "eager"
+    assert str(eager.dtype) == "torch.bfloat16" and eager.choices["dtype"].reason == "asked for"
+    assert not load(use_qlora="auto").quantised
+    with pytest.raises(HostUnfit, match="flash_attention_2"):
+        load(attention="flash_attention_2")
+
+
+def test_given_choices_are_not_made_again(load: Any, tiny_base: Path, tiny_parameters: Any) -> None:
+    chosen = load(compute_dtype="bfloat16", attention="eager").choices
+    base = model.load_base(str(tiny_base), tiny_parameters(), choices=chosen)
+    assert base.choices == chosen and base.choices is not chosen
+    assert str(base.dtype) == "torch.bfloat16"
+
+
+def test_a_model_without_sdpa_attends_as_it_can(
+    load: Any, tiny_base: Path, tiny_parameters: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import Qwen3ForCausalLM
+
+    monkeypatch.setattr(Qwen3ForCausalLM, "_supports_sdpa", False)
+    base = load(attention="auto")
+    assert (base.choices.value("attention"), base.choices["attention"].reason) == (
+        "eager", "Qwen3ForCausalLM has no other",
+    )  # fmt: skip
+    with pytest.raises(InputError, match="could not be loaded"):
+        load(attention="sdpa")
+
+
+def test_fused_kernels_leave_the_loss_alone(
+    load: Any, tiny_base: Path, tiny_parameters: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers.integrations.liger
+
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        transformers.integrations.liger, "apply_liger_kernel", lambda of, settings: asked.append((of, settings))
+    )
+    choices = load().choices
+    assert asked == []
+    choices.add("fused_kernels", "liger", "Liger is installed")
+    base = model.load_base(str(tiny_base), tiny_parameters(), choices=choices)
+    ((fused, settings),) = asked
+    assert fused is base.model
+    assert settings == {
+        "rope": True, "rms_norm": True, "swiglu": True, "cross_entropy": False, "fused_linear_cross_entropy": False,
+    }  # fmt: skip

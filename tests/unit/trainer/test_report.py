@@ -159,6 +159,17 @@ def test_parameters_that_differ_come_before_defaults() -> None:
     assert text.index("| learning_rate | 0.003 | profile embedded |") < text.index("| seed | 7 | default |")
 
 
+def test_every_choice_stands_there_with_its_reason() -> None:
+    assert "## How it was run\n\nNot recorded." in reports.render_eval_report(make_report())
+    choices = [
+        {"name": "gradient_checkpointing", "value": False, "reason": "48.2 GB of 150.1 GB needed without it"},
+        {"name": "tokens_per_pass", "value": 4096, "reason": "asked for | <b>"},
+    ]
+    text = reports.render_eval_report(make_report(choices=choices))
+    assert "| gradient checkpointing | false | 48.2 GB of 150.1 GB needed without it |" in text
+    assert "| tokens per pass | 4096 | asked for \\| " in text and "<b>" not in text
+
+
 def test_a_resumed_training_tells_where_it_went_on_from() -> None:
     training = make_report()["training"]
     plain = {**training, "resumed_from_steps": [], "checkpoints_written": 2, "checkpoint_seconds": 0.5}
@@ -174,6 +185,49 @@ def test_a_resumed_training_tells_where_it_went_on_from() -> None:
         assert wanted in cells  # fmt: skip
     cells = [cell for table in tables(reports.render_eval_report(make_report(training=plain))) for cell in table]
     assert "| resumed from | nothing (trained in one go) |" in cells and "| time | 1 min 05 s |" in cells
+
+
+def section(markdown: str, title: str) -> str:
+    return markdown.partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_every_part_of_the_time_has_its_share_and_what_no_part_explains() -> None:
+    times = {"import_seconds": 6.0, "load_seconds": 0.0, "train_seconds": 60.0, "base_seconds": 14.0}
+    text = section(reports.render_eval_report(make_report(times=times, wall_seconds=100.0)), "Where the time went")
+    for row in (
+        "| import | 6.0 s | 6% |", "| load | 0.0 s | 0% |", "| train | 1 min 00 s | 60% |", "| base | 14.0 s | 14% |",
+        "| not accounted for | 20.0 s | 20% |", "| together | 1 min 40 s | 100% |",
+    ):  # fmt: skip
+        assert row in text
+    older = section(reports.render_eval_report(make_report(times=times)), "Where the time went")
+    assert "not accounted for" not in older and "| together | 1 min 20 s | 100% |" in older
+    assert "Not recorded." in section(reports.render_eval_report(make_report(times={})), "Where the time went")
+
+
+def test_the_estimate_stands_beside_what_was_measured() -> None:
+    estimate = {"memory_bytes": 2_000_000_000, "train_seconds": 130.4, "train_tokens_per_second": 1200.0,
+                "generate_seconds": 4.0, "seconds_from": "the last run (stage style, 2026-01-02 03:04)"}  # fmt: skip
+    measured = {"peak_memory_bytes": 1_500_000_000, "train_tokens_per_second": 2400.0}
+    report = make_report(estimate=estimate, measured=measured)
+    text = section(reports.render_eval_report(report), "Estimated and measured")
+    for row in (
+        "| memory of the process | 2.00 GB | 1.50 GB | 0.75 |",
+        "| training | 2 min 10 s | 1 min 05 s | 0.50 |",
+        "| training | 1,200 tokens/s | 2,400 tokens/s | 2.00 |",
+        "| answers with the adapter | 4.0 s | – | – |",
+    ):
+        assert row in text
+    assert "estimated from the last run (stage style, 2026-01-02 03:04)." in text
+    del estimate["seconds_from"]
+    assert "No times were estimated" in section(reports.render_eval_report(report), "Estimated and measured")
+
+
+def test_a_report_without_an_estimate_says_what_was_measured_alone() -> None:
+    measured = make_report(measured={"peak_memory_bytes": 1_500_000_000})
+    text = section(reports.render_eval_report(measured), "Estimated and measured")
+    assert "| memory of the process | – | 1.50 GB | – |" in text
+    nothing = reports.render_eval_report(make_report(training={}, times={}))
+    assert "Not recorded." in section(nothing, "Estimated and measured")
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
@@ -228,3 +282,28 @@ def test_a_failed_write_keeps_the_old_report(tmp_path: Path, monkeypatch: pytest
         reports.write_eval_report(make_report(attempt=2), tmp_path)
     assert json_path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("cut", "words"),
+    [
+        ({}, ""),
+        ({"reference": 1}, "; 1 answer ended at the cap (1 by max_new_tokens_ratio)"),
+        (
+            {"reference": 2, "max_new_tokens": 1, "context": 1},
+            "; 4 answers ended at the cap (1 by the model's context, 1 by max_new_tokens, 2 by max_new_tokens_ratio)",
+        ),
+    ],
+)
+def test_answers_that_ended_at_their_cap_are_counted(cut: dict[str, int], words: str) -> None:
+    text = reports.render_eval_report(make_report(evaluations=[evaluation("trained", "trained", 0.7, cut=cut)]))
+    (line,) = [line for line in text.splitlines() if "tokens generated" in line]
+    assert line == f"- trained: 900 tokens generated in 3.0 s{words}"
+
+
+def test_batches_that_memory_did_not_hold_are_named() -> None:
+    halving = {"during": "answering", "batch": 64, "next_batch": 32, "message": "CUDA out of memory"}
+    text = reports.render_eval_report(make_report(out_of_memory=[halving, {"during": "training"}]))
+    assert text.count("Memory did not hold") == 1
+    assert "- Memory did not hold 64 questions at a time, so 32 were asked" in text.splitlines()
+    assert "Memory did not hold" not in reports.render_eval_report(make_report(out_of_memory=[]))

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from trainer import base as embedded
+from trainer.crew import Crew
 from trainer.errors import InputError
 from trainer.resident import Resident
 from trainer.state import Layout
@@ -27,6 +29,91 @@ def test_the_resident_base_is_kept_while_its_parameters_are_the_same(
     other = resident.get(tiny_parameters(compute_dtype="bfloat16"), tiny_corpus)
     assert other is not first
     assert str(other.dtype) == "torch.bfloat16"
+
+
+def test_auto_is_the_same_base_as_what_it_chooses(resident: Resident, tiny_parameters: Any, tiny_corpus: Path) -> None:
+    first = resident.get(tiny_parameters(use_qlora="auto", compute_dtype="auto"), tiny_corpus)
+    assert not first.quantised and str(first.dtype) == "torch.float32"
+    assert first.choices["quantise"].reason == "without a GPU weights of 4 bits are slower"
+    assert resident.get(tiny_parameters(use_qlora=False, compute_dtype="float32"), tiny_corpus) is first
+    for other in ({"use_qlora": True}, {"attention": "eager"}):
+        assert resident.get(tiny_parameters(**other), tiny_corpus) is not first
+
+
+def test_a_base_is_looked_for_once_in_a_plan(
+    resident: Resident, tiny_parameters: Any, tiny_corpus: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the embedded one, whose files are hashed whenever it is looked for."""
+    built: list[Path] = []
+
+    def build(models: Path, corpus: Path, say: Any) -> Path:
+        built.append(corpus)
+        return tiny_base
+
+    monkeypatch.setattr(embedded, "build", build)
+    parameters = tiny_parameters(model_name_or_path="embedded")
+    first = resident.get(parameters, tiny_corpus)
+    for changes in ({}, {"lora_r": 3}, {"compute_dtype": "bfloat16"}, {"use_qlora": True}):
+        resident.get(tiny_parameters(model_name_or_path="embedded", **changes), tiny_corpus)
+    assert built == [tiny_corpus]
+    assert first.source == str(tiny_base)
+    resident.get(tiny_parameters(model_name_or_path=str(tiny_base)), tiny_corpus)
+    resident.get(parameters, tiny_corpus)
+    assert len(built) == 2
+
+
+def test_the_base_before_is_gone_when_the_next_one_is_loaded(
+    resident: Resident, tiny_parameters: Any, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import weakref
+
+    from trainer import model
+
+    model_before = weakref.ref(resident.get(tiny_parameters(), tiny_corpus).model)
+    original, there = model.load_base, []
+
+    def load(*words: Any, **options: Any) -> Any:
+        there.append(model_before())
+        return original(*words, **options)
+
+    monkeypatch.setattr(model, "load_base", load)
+    resident.get(tiny_parameters(compute_dtype="bfloat16"), tiny_corpus)
+    assert there == [None], "a GPU has no room for two"
+
+
+def test_checks_and_the_making_of_a_copy_are_no_loading(
+    resident: Resident, tiny_parameters: Any, tiny_corpus: Path
+) -> None:
+    resident.get(tiny_parameters(), tiny_corpus)
+    assert resident.spent == {}
+    resident.get(tiny_parameters(use_qlora=True), tiny_corpus)
+    assert sorted(resident.spent) == ["check_seconds", "prepare_seconds"]
+    resident.get(tiny_parameters(use_qlora=True), tiny_corpus)
+    assert resident.spent == {}, "the stages after it spend nothing"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_of_several_processes_alone_looks_and_prepares(
+    tmp_path: Path, tiny_parameters: Any, tiny_corpus: Path, tiny_base: Path, rank: int
+) -> None:
+    class Two(Crew):
+        """One of two processes; what the first one would say is known."""
+
+        size = 2
+
+        def broadcast(self, value: Any) -> Any:
+            told.append(value)
+            return value if self.is_first else answers[len(told) - 1]
+
+    told: list[Any] = []
+    crew = Two()
+    crew.rank = rank
+    answers = [str(tiny_base), ({}, None)]
+    found = Resident(Layout(tmp_path), lambda *_, **__: None, crew)
+    base = found.get(tiny_parameters(use_qlora=True), tiny_corpus)
+    assert base.quantised and len(told) == 2
+    assert [value is None for value in told] == ([False, False] if rank == 0 else [True, True])
+    assert any((tmp_path / "models").glob("prepared-*")) == (rank == 0)
 
 
 def test_a_base_that_is_not_there_is_refused_in_one_sentence(

@@ -68,7 +68,8 @@ def make_case(server: Server, tiny_parameters: Any, tmp_path_factory: pytest.Tem
     def make(**changes: Any) -> Case:
         values = {
             "max_steps": STEPS, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
-            "tokens_per_pass": 100, "lora_dropout": 0.2, "weight_decay": 0.01, "save_seconds": 0, "save_steps": 1, **changes,
+            "tokens_per_pass": 100, "lora_dropout": 0.2, "weight_decay": 0.01, "save_seconds": 0, "save_steps": 1,
+            **changes,
         }  # fmt: skip
         return Case(server, tmp_path_factory.mktemp("case"), dict(vars(tiny_parameters(**values))))
 
@@ -213,6 +214,26 @@ def test_the_seconds_of_training_are_those_of_all_attempts(make_case: Callable[.
     assert record["seconds"] > record["spent"]["train_seconds"] > 0
     assert record["checkpoint_seconds"] > record["spent"]["checkpoint_seconds"] > 0
     assert record["checkpoints_written"] == earlier["checkpoints_written"] == 12
+
+
+def test_a_training_that_ran_out_of_memory_goes_on_with_the_same_passes(make_case: Callable[..., Case]) -> None:
+    plain, case, unaware = (make_case(save_steps=steps) for steps in (0, 1, 1))
+    assert plain.run(full_in_step=3) == 0
+    (fall,) = plain.record["out_of_memory"]
+    assert fall["step"] == 3 and fall["to"]["tokens_per_pass"] < 100
+    assert case.run(full_in_step=3, kill_in_step=6) == KILLED
+    assert [case.run(kill_in_step=7), case.run()] == [KILLED, 0], "memory does not run out again"
+    assert case.result == plain.result
+    assert case.record["out_of_memory"] == [fall] and case.record["passes"] == plain.record["passes"]
+    assert unaware.run() == 0 and unaware.record["out_of_memory"] == []
+    assert unaware.result != plain.result, "the passes do shape the last bits"
+
+
+def test_passes_of_another_size_are_taken_when_they_are_asked_for(make_case: Callable[..., Case]) -> None:
+    case = make_case(lora_dropout=0.0)
+    assert case.run(full_in_step=3, kill_in_step=6) == KILLED
+    assert case.run(parameters={"tokens_per_pass": 70}) == 0
+    assert case.record["tokens_per_pass"] == 70 and len(case.record["out_of_memory"]) == 1
 
 
 def test_sigterm_ends_the_step_and_leaves_a_checkpoint(make_case: Callable[..., Case], whole: Any) -> None:

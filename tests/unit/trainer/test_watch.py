@@ -61,6 +61,8 @@ def say(line: Any, plan_id: str, event: str, stage: str = "style", **fields: Any
         ({"event": "moving", "seconds": 90.0}, "moving again after 01:30"),
         ({"event": "not written", "text": "the disk is full: x"}, "the disk is full: x"),
         (answered(12, "base model"), "answered 12/40 (base model)"),
+        ({"event": "out_of_memory", "during": "answering", "batch": 64, "next_batch": 32, "message": "x"},
+         "out of memory with 64 questions at a time, going on with 32"),
         ({"event": "stage ended", "state": {"status": "passed"}}, ""),
         ({"event": "stage kept", "status": "up to date"}, ""),
         ({"event": "an event of a newer version"}, ""),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from trainer import process, workshop
-from trainer.errors import InputError, Interrupted, TrainerError, TrainingFailed
+from trainer.errors import HostUnfit, InputError, Interrupted, TrainerError, TrainingFailed
 from trainer.workshop import WORKER_ENVIRONMENT, WorkerLost, Workshop
 
 # Reads jobs as the worker does and answers the first with what the test puts below it.
@@ -275,3 +275,71 @@ def test_the_workers_own_variables_win_and_foreign_code_is_kept_out(monkeypatch:
     found = workshop.worker_environment({"TOKEN": "plan"})
     assert not {*workshop.FOREIGN_VARIABLES, "TMPDIR"} & set(found)
     assert found["TOKEN"] == "plan" and found["PATH"] == os.environ["PATH"] and found["PYTHONUTF8"] == "1"
+
+
+# More than one process
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "expected"),
+    [
+        (0, 0, (1, "no GPU")),
+        (0, 1, (1, "one GPU")),
+        (0, 4, (4, "one for each of 4 GPUs")),
+        (1, 4, (1, "num_processes")),
+        (4, 4, (4, "num_processes")),
+        (2, 0, (2, "num_processes")),
+    ],
+)
+def test_the_number_of_processes_follows_the_gpus_unless_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, wanted: int, gpus: int, expected: tuple[int, str]
+) -> None:
+    monkeypatch.setattr(workshop.gpu, "count", lambda _: gpus)
+    assert workshop.processes(wanted, {}) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({}, "num_processes is 3, but the worker sees 2 GPUs here; set it to 0 or at most 2"),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"},
+         ("num_processes is 3, but the worker sees 2 GPUs here (CUDA_VISIBLE_DEVICES is '0,1'); "
+          "set it to 0 or at most 2")),
+    ],
+)  # fmt: skip
+def test_more_processes_than_gpus_are_refused(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], words: str
+) -> None:
+    monkeypatch.setattr(workshop.gpu, "count", lambda _: 2)
+    with pytest.raises(HostUnfit) as caught:
+        workshop.processes(3, environment)
+    assert str(caught.value) == words
+
+
+def test_each_process_has_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert workshop.crew_environment({"A": "b"}, 1) == {"A": "b"}
+    assert workshop.crew_environment({}, 2) == {"OMP_NUM_THREADS": "4"}
+    assert workshop.crew_environment({}, 16) == {"OMP_NUM_THREADS": "1"}
+    assert workshop.crew_environment({"OMP_NUM_THREADS": "3"}, 2) == {"OMP_NUM_THREADS": "3"}, "the host's word"
+
+
+SHOWN = """report("finished", result={"pid": os.getpid(), "words": sys.argv, "job": job["processes"],
+    "variables": {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}})"""
+
+
+def test_the_worker_is_told_how_many_it_is_to_be(hire: Hire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workshop.gpu, "count", lambda _: 0)
+    for name in ("RANK", "WORLD_SIZE"):  # of a job of somebody else, in which the supervisor was started
+        monkeypatch.setenv(name, "3")
+    shop = hire(SHOWN)
+
+    def ask(count: int) -> Any:
+        job = {"stage": "style", "parameters": {"num_processes": {"value": count, "source": "test"}}}
+        return shop.carry_out(job, tmp_path / "x.log", 30.0, lambda _: None)
+
+    one, again, two = ask(1), ask(0), ask(2)
+    assert one["pid"] == again["pid"] != two["pid"], "another number asks for another worker"
+    assert one["words"][-2:] == ["--processes", "1"] and two["words"][-2:] == ["--processes", "2"]
+    assert two["job"] == {"value": 2, "reason": "num_processes"}
+    assert two["variables"] == {"RANK": None, "WORLD_SIZE": None}
