@@ -80,6 +80,15 @@ class Crew:
         result: T = self.broadcast(made)
         return result
 
+    def first_before(self, make: Callable[[], T]) -> T:
+        """What `make` returns, here; the others call it when the first process has, and find the caches it filled."""
+        if self.is_first:
+            found = make()
+            self.broadcast(None)
+            return found
+        self.broadcast(None)
+        return make()
+
     def ask(self, work: Callable[..., list[T]], items: Sequence[Any], *words: Any) -> list[T]:
         """`in_shares` with `work(share, *words)`, asked for by the first process alone while the others `serve`."""
         self.broadcast((items, words))

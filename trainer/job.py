@@ -94,7 +94,9 @@ class StageJob:
         with self.times.of("data"):
             data_root = Path(job["data_root"])
             expected = job["fingerprint"]["parts"]["data"]
-            source = examples.read(data_root, self.table, stage, expected, self.layout.cache)
+            source = self.crew.first_before(
+                lambda: examples.read(data_root, self.table, stage, expected, self.layout.cache)
+            )
             asked = source.sample(evaluate.MOST_TRAINED)
             sets = evaluate.question_sets(
                 stage, self.table, self.parameters, data_root, asked, source.rows, source.leaks
@@ -143,7 +145,9 @@ class StageJob:
                 self.estimate = account.estimated(*where, base)
         with self.times.of("data"):
             context = getattr(base.model.config, "max_position_embeddings", self.parameters.max_length)
-            encoded = examples.of_source(source, base.tokenizer, self.parameters, context, self.layout.cache)
+            encoded = self.crew.first_before(
+                lambda: examples.of_source(source, base.tokenizer, self.parameters, context, self.layout.cache)
+            )
         self.report("phase", phase="training", rows=source.rows)
         with self.times.of("setup"):
             adapted = attach_adapter(base, self.parameters)
