@@ -87,7 +87,7 @@ def ours(bench: Bench, more: Mapping[str, str]) -> Run:
         path = root / "outputs" / "adapter" / table.stage(name).adapter / f"eval_report_{name}.json"
         report = json.loads(path.read_text(encoding="utf-8"))
         evaluations = report["evaluations"]
-        run.parts[name] = {part.removesuffix("_seconds"): value for part, value in report["times"].items() if value}
+        run.parts[name] = {part.removesuffix("_seconds"): value for part, value in report["times"].items()}
         run.counts[name] = {
             "steps": report["training"]["steps"],
             "trained_tokens": _trained(report["training"]),

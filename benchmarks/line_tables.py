@@ -30,9 +30,10 @@ class Run:
 
 
 PARTS: dict[str, tuple[str, ...]] = {
-    "start of processes, imports": ("import",), "base model loaded": ("load",), "rows to examples": ("data",),
+    "start of processes, imports": ("import",), "base model loaded": ("load",),
+    "rows to examples, loop set up": ("data", "setup"),
     "training": ("train", "checkpoint"), "adapter saved": ("save",), "answers of the adapters": ("generate",),
-    "answers of the base": ("base",), "scores": ("score",), "our checks": ("check",),
+    "answers of the base": ("base",), "scores": ("score",), "our checks and copies": ("check", "prepare"),
 }  # fmt: skip
 
 

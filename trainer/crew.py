@@ -80,14 +80,11 @@ class Crew:
         result: T = self.broadcast(made)
         return result
 
-    def first_before(self, make: Callable[[], T]) -> T:
-        """What `make` returns, here; the others call it when the first process has, and find the caches it filled."""
-        if self.is_first:
-            found = make()
-            self.broadcast(None)
-            return found
+    def in_turn(self, make: Callable[[], T]) -> T:
+        """What `make` returns, first in the first process: what it leaves on the disk, the others find."""
+        made = [make()] if self.is_first else []
         self.broadcast(None)
-        return make()
+        return made[0] if made else make()
 
     def ask(self, work: Callable[..., list[T]], items: Sequence[Any], *words: Any) -> list[T]:
         """`in_shares` with `work(share, *words)`, asked for by the first process alone while the others `serve`."""

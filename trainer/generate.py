@@ -15,14 +15,13 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer import decoder
+from trainer.choices import MOST_QUESTIONS
 from trainer.config import Parameters
 from trainer.data import Row
 from trainer.encoding import question_of, render_prompt, render_turn
 from trainer.errors import HostUnfit, InputError
 
-# Questions at a time where nobody says how many memory holds. Measured on a CPU (benchmarks/generation.py):
-# with fewer it is slower, with more no faster.
-BATCH = 32
+BATCH = MOST_QUESTIONS["cpu"]  # questions at a time where nobody says how many memory holds
 SHORTEST_CAP = 64  # tokens: a cap from a very short reference would cut answers that only say it in other words
 PROGRESS_SECONDS = 1.0  # between two reports
 # What torch's allocators say: CUDA's as an exception of its own, cuBLAS and the CPU's only in words.
@@ -90,6 +89,14 @@ def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, row: Row, pa
     reference = _reference_cap(tokenizer, row, parameters)
     cap, limit = min([*limits, *([(reference, "reference")] if reference else [])], key=lambda item: item[0])
     return Asked(row, prompt, cap, limit)
+
+
+def width(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], parameters: Parameters
+) -> int:
+    """The tokens of the longest question with its longest answer. Errors: those of `ask`."""
+    asked = [ask(model, tokenizer, row, parameters) for row in rows]
+    return max((len(item.prompt) + item.cap for item in asked), default=1)
 
 
 def _room(model: PreTrainedModel, row: Row, prompt: Sequence[int]) -> int:

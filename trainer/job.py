@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import account, checkpoint, config, evaluate, examples, libraries, peaks, results, stages, state
-from trainer.choices import Choice, Choices
+from trainer.choices import Choice, Choices, for_answers
 from trainer.crew import ALONE, Crew
 from trainer.resident import Resident
 
@@ -94,9 +94,7 @@ class StageJob:
         with self.times.of("data"):
             data_root = Path(job["data_root"])
             expected = job["fingerprint"]["parts"]["data"]
-            source = self.crew.first_before(
-                lambda: examples.read(data_root, self.table, stage, expected, self.layout.cache)
-            )
+            source = self.crew.in_turn(lambda: examples.read(data_root, self.table, stage, expected, self.layout.cache))
             asked = source.sample(evaluate.MOST_TRAINED)
             sets = evaluate.question_sets(
                 stage, self.table, self.parameters, data_root, asked, source.rows, source.leaks
@@ -137,15 +135,15 @@ class StageJob:
     def _train(self, base: Base, source: examples.Source) -> tuple[PeftModel, dict[str, Any]]:
         from trainer.continuation import begin_with
         from trainer.model import attach_adapter
-        from trainer.train import train
+        from trainer.train import choose, train
 
         if self.crew.is_first:
-            with self.times.of("check"):
+            with self.times.of("estimate"):
                 where = self.layout, self.stage, self.table, self.parameters, Path(self.job["data_root"])
                 self.estimate = account.estimated(*where, base)
         with self.times.of("data"):
             context = getattr(base.model.config, "max_position_embeddings", self.parameters.max_length)
-            encoded = self.crew.first_before(
+            encoded = self.crew.in_turn(
                 lambda: examples.of_source(source, base.tokenizer, self.parameters, context, self.layout.cache)
             )
         self.report("phase", phase="training", rows=source.rows)
@@ -155,7 +153,9 @@ class StageJob:
                 begin_with(adapted, self.parameters, self.job["base_hash"])
             self.crew.spread([weight for weight in adapted.parameters() if weight.requires_grad])
             kept = store(self.job, self.parameters, base, self.crew.size)
-            training = train(adapted, base, encoded, self.parameters, self.folder, self.report, kept, crew=self.crew)
+            chosen = choose(self.parameters, base, encoded, self.crew)
+            self.take(chosen)
+            training = train(adapted, base, encoded, self.parameters, self.folder, self.report, kept, chosen, self.crew)
         self.times.move("setup", training.pop("spent"))
         training["rows"] = source.rows
         training["dropped"] = []  # rows that do not fit are refused above, none is dropped
@@ -177,12 +177,16 @@ class StageJob:
     def _evaluate(self, base: Base, adapted: PeftModel, sets: list[evaluate.QuestionSet]) -> list[dict[str, Any]]:
         """The evaluations of the first process; the others answer their share of what it asks, and return nothing."""
         from trainer import merging
-        from trainer.generate import answer
+        from trainer.generate import answer, width
 
         model: Any = adapted  # PEFT's wrapper answers like the model in it
-        found = self.crew.gather(merging.choose(adapted, base, self.parameters, self.choices.get("merge")))
-        self.take(Choices(merge=min(found, key=lambda choice: bool(choice.value))))  # as the one that cannot
-        batch = self.choices.value("eval_batch") if "eval_batch" in self.choices else 0
+        rows = [row for item in sets for row in item.rows]
+        longest = width(model, base.tokenizer, rows, self.parameters)
+        planned = for_answers(self.parameters, base.device, base.shape, base.choices, len(rows), longest)
+        found = self.crew.gather(merging.choose(adapted, base, self.parameters, planned["merge"]))
+        planned["merge"] = min(found, key=lambda choice: bool(choice.value))  # as the one that cannot
+        self.take(planned)
+        batch = planned.value("eval_batch")
         as_trained = merging.merged if self.choices.value("merge") else contextlib.nullcontext
 
         def answers(rows: list[Any], name: str, total: int) -> list[Any]:
