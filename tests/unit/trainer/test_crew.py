@@ -25,7 +25,6 @@ def test_one_alone_has_everything_and_agrees_with_itself() -> None:
     assert ALONE.share("abc") == ["a", "b", "c"]
     assert ALONE.any(True) is True and ALONE.any(False) is False
     assert ALONE.gather(5) == [5] and ALONE.broadcast("x") == "x" and ALONE.once(lambda: 7) == 7
-    assert ALONE.in_turn(lambda: 8) == 8
     assert ALONE.in_shares([1, 2, 3], lambda part: [value * 2 for value in part]) == [2, 4, 6]
     assert ALONE.ask(lambda share, times: [item * times for item in share], [1, 2], 3) == [3, 6]
     ALONE.let_go()
@@ -78,22 +77,12 @@ told.update(
     word=me.broadcast("first" if me.is_first else "not this"), once=me.once(lambda: rank + "!"),
     ordered=me.in_shares(list("abcde"), lambda part: [f"{item}{me.rank}" for item in part]),
 )
-<<<<<<< HEAD
-cache = folder / "cache"
-def fill():
-    found = cache.exists()
-    if me.is_first: time.sleep(1)
-    cache.touch()
-    return found
-told["found"] = me.gather(me.in_turn(fill))
-=======
 def found():
     if me.is_first:
         time.sleep(0.3)
         (folder / "made").touch()
     return [me.rank, (folder / "made").exists()]
 told["turns"] = me.gather(me.in_turn(found))
->>>>>>> speed
 def work(share, mark):
     return [f"{item}{mark}{me.rank}" for item in share]
 if me.is_first:
@@ -116,7 +105,6 @@ def test_two_share_and_agree(tmp_path: Path) -> None:
     assert one == two
     assert one["sums"] == [[1.0, 3.0, 5.0], [[2.0, 2.0], [2.0, 2.0]], [0.0, 0.0]]
     assert one["first"] == [5.0, 1.0] and one["any"] == [True, False]
-    assert one["found"] == [False, True], "what the first one left in a cache is there for the others"
     assert one["asked"] == [["x-0", "y-1", "z-0"], ["w+0"]], "only the first one knew what was asked"
     assert one["left"] == [], "no library takes itself for one of several"
     assert one["turns"] == [[0, True], [1, True]], "the second one came when the first had made it"
