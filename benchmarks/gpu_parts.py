@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from trainer import config, generate, shape, throughput
+from trainer import config, generate, merging, shape, throughput
 from trainer.base import Recipe, corpus_files, train_tokenizer
+from trainer.budget import lengths_of
+from trainer.choices import for_answers, for_training
 from trainer.data import load_rows
 from trainer.encoding import IGNORED, Example
 from trainer.model import Base, attach_adapter, detach_adapter
@@ -163,12 +165,11 @@ class Measure:
         self.base = resident.get(self.parameters, Path())
         _finish()
         seconds = time.monotonic() - began
-        spent = dict(getattr(resident, "spent", {}))
-        chosen = {choice.name: str(choice.value) for choice in self.base.choices.values()}
+        spent = resident.spent
         self.emit(
             "load", kind=self.kind, what=what, cache=how, seconds=seconds - sum(spent.values()),
             check_seconds=spent.get("check_seconds", 0.0), prepare_seconds=spent.get("prepare_seconds", 0.0),
-            peak_bytes=_peak(), choices=chosen,
+            peak_bytes=_peak(),
         )  # fmt: skip
 
     def training(self) -> None:
@@ -187,7 +188,7 @@ class Measure:
         )  # fmt: skip
         self._steps(rows, replace(values, max_steps=1))
         _forget_peak()
-        found, chosen = self._steps(rows, replace(values, max_steps=self.size.steps))
+        found = self._steps(rows, replace(values, max_steps=self.size.steps))
         seconds, tokens = found["spent"]["train_seconds"], self.size.steps * sum(len(row.input_ids) for row in rows)
         trained = self.size.steps * sum(row.trained_tokens for row in rows)
         pairs = self.size.steps * sum(len(row.input_ids) ** 2 / 2 for row in rows)
@@ -198,35 +199,47 @@ class Measure:
         self.emit(
             "training", kind=self.kind, what=what, tokens_per_second=tokens / seconds,
             trained_tokens_per_second=trained / seconds, flops_per_second=flops / seconds, peak_flops=self.peak,
-            peak_bytes=_peak(), choices=chosen, steps=found["steps"], seconds=seconds,
+            peak_bytes=_peak(), steps=found["steps"], seconds=seconds, layout=found["layout"],
+            tokens_per_pass=found["tokens_per_pass"], checkpointing=found["gradient_checkpointing"],
+            out_of_memory=len(found["out_of_memory"]), attention=self.base.choices.value("attention"),
         )  # fmt: skip
 
-    def _steps(self, rows: list[Example], values: config.Parameters) -> tuple[dict[str, Any], dict[str, str]]:
-        assert self.base is not None
-        adapted = attach_adapter(self.base, values)
+    def _steps(self, rows: list[Example], values: config.Parameters) -> dict[str, Any]:
+        base = self.base
+        assert base is not None
+        lengths = lengths_of((len(row.input_ids) for row in rows), (row.trained_tokens for row in rows))
+        chosen = for_training(values, base.device, base.shape, base.choices, lengths, values.max_steps)
+        adapted = attach_adapter(base, values)
         try:
             folder = self.layout.root / "scratch"
-            found = train(adapted, self.base, rows, values, folder, lambda *event, **fields: None)
+            return train(adapted, base, rows, values, folder, lambda *event, **fields: None, choices=chosen)
         finally:
-            detach_adapter(adapted, self.base)
-        return found, {item["name"]: str(item["value"]) for item in found.get("choices", [])}
+            detach_adapter(adapted, base)
 
     def answers(self) -> None:
-        """Generated tokens per second: all questions at once as the batch is chosen, then a few one by one."""
-        assert self.base is not None
+        """Generated tokens per second: all questions as batch and merging are chosen, then a few one by one."""
+        base = self.base
+        assert base is not None
         rows = [row for file in sorted(self.data.glob("training/eval/*.jsonl")) for row in load_rows(file)]
         rows += load_rows(self.data / "training" / "processed" / "all_sft.jsonl")
         for what, asked, batch in (("all at once", rows, 0), ("one by one", rows[:ALONE], 1)):
-            adapted = attach_adapter(self.base, self.parameters)
+            adapted = attach_adapter(base, self.parameters)
             values = replace(self.parameters, per_device_eval_batch_size=batch)
+            longest = generate.width(adapted, base.tokenizer, asked, values)
+            chosen = for_answers(values, base.device, base.shape, base.choices, len(asked), longest)
+            merge = merging.choose(adapted, base, values, chosen["merge"]).value
             _forget_peak()
             try:
-                found = generate.answer(adapted, self.base.tokenizer, asked, values, lambda done, all: None)
+                with merging.merged(adapted) if merge else contextlib.nullcontext():
+                    found = generate.answer(
+                        adapted, base.tokenizer, asked, values, lambda done, all: None, batch=chosen.value("eval_batch")
+                    )
             finally:
-                detach_adapter(adapted, self.base)
+                detach_adapter(adapted, base)
             self.emit(
                 "answers", kind=self.kind, what=what, questions=len(asked), tokens=found.tokens,
                 seconds=found.seconds, tokens_per_second=found.tokens / found.seconds, peak_bytes=_peak(),
+                batch=chosen.value("eval_batch"), merged=bool(merge),
             )  # fmt: skip
 
 

@@ -57,24 +57,22 @@ def _training(records: list[Record]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|"
     for record in records:
         share = f"{record['flops_per_second'] / record['peak_flops']:.1%}" if record["peak_flops"] else "–"
-        chosen = record["choices"]
-        how = ", ".join(
-            f"{name} {chosen[name]}"
-            for name in ("attention", "gradient_checkpointing", "tokens_per_pass")
-            if name in chosen
-        )
+        how = [record["attention"], f"passes of {record['tokens_per_pass']}", record["layout"].replace("_", "-")]
+        how += ["checkpointing"] * record["checkpointing"] + ["memory ran out"] * bool(record["out_of_memory"])
         yield (
             f"| {record['kind']} | {record['what']} | {record['tokens_per_second']:.0f} "
             f"| {TOKENS_AIM.get(record['kind'], '–')} | {record['trained_tokens_per_second']:.0f} | {share} "
-            f"| {_gib(record['peak_bytes'])} | {how or '–'} |"
+            f"| {_gib(record['peak_bytes'])} | {', '.join(how)} |"
         )
 
 
 def _answers(records: list[Record]) -> Iterator[str]:
-    yield "| base | questions | how | tokens | s | tokens/s | peak memory GiB |\n|---|---|---|---|---|---|---|"
+    yield "| base | questions | how | at a time | tokens | s | tokens/s | peak memory GiB |"
+    yield "|---|---|---|---|---|---|---|---|"
     for record in records:
         yield (
-            f"| {record['kind']} | {record['questions']} | {record['what']} | {record['tokens']} "
+            f"| {record['kind']} | {record['questions']} | {record['what']}{', merged' * record['merged']} "
+            f"| {record['batch']} | {record['tokens']} "
             f"| {record['seconds']:.1f} | {record['tokens_per_second']:.1f} | {_gib(record['peak_bytes'])} |"
         )
 

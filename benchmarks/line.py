@@ -88,6 +88,7 @@ def ours(bench: Bench, more: Mapping[str, str]) -> Run:
         report = json.loads(path.read_text(encoding="utf-8"))
         evaluations = report["evaluations"]
         run.parts[name] = {part.removesuffix("_seconds"): value for part, value in report["times"].items()}
+        run.parts[name]["not told"] = max(0.0, report["wall_seconds"] - sum(run.parts[name].values()))
         run.counts[name] = {
             "steps": report["training"]["steps"],
             "trained_tokens": _trained(report["training"]),

@@ -23,7 +23,7 @@ from benchmarks.machine import REPOSITORY, embedded_base
 SUITE: dict[str, tuple[list[str], list[str]]] = {
     "line": (["--rounds", "1"], ["--rounds", "3"]),
     "training": (["--rounds", "2", "--steps", "16"], ["--rounds", "5", "--steps", "32"]),
-    "generation": ([], []),
+    "generation": (["--rounds", "1", "--rows", "24"], ["--rounds", "3"]),
     "rows": (["--sizes", "10000", "100000"], []),
 }
 TITLE = """# Measured without a GPU

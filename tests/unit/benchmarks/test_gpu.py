@@ -15,12 +15,13 @@ CARD = device.Device("cuda", "NVIDIA H200", 1, 150 << 30, True, (9, 0), False, F
 PROCESSOR = device.Device("cpu", "a processor", 1, 8 << 30, False, None, False, False, 2)
 LOAD = {
     "part": "load", "kind": "nf4", "what": "prepared copy, cold", "seconds": 4.0, "check_seconds": 3.25,
-    "prepare_seconds": 0.0, "peak_bytes": 6 << 30, "cache": "all caches dropped", "choices": {},
+    "prepare_seconds": 0.0, "peak_bytes": 6 << 30, "cache": "all caches dropped",
 }  # fmt: skip
 TRAINING = {
     "part": "training", "kind": "nf4", "what": "2048 packed", "tokens_per_second": 12345.6, "peak_bytes": 20 << 30,
     "trained_tokens_per_second": 6000.0, "flops_per_second": 494.5e12, "peak_flops": 989e12,
-    "choices": {"attention": "sdpa", "packing": "padding_free"}, "steps": 6, "seconds": 8.0,
+    "steps": 6, "seconds": 8.0, "attention": "sdpa", "tokens_per_pass": 2048, "layout": "padding_free",
+    "checkpointing": True, "out_of_memory": 0,
 }  # fmt: skip
 
 
@@ -63,7 +64,8 @@ def test_what_was_measured_is_kept_as_it_comes(tmp_path: Path) -> None:
     bench.keep(TRAINING)
     text = bench.output.read_text(encoding="utf-8")
     assert "| nf4 | prepared copy, cold | 4.0 | 3.2 | 0.0 | 6.00 | all caches dropped |" in text
-    assert "| nf4 | 2048 packed | 12346 | 15000 | 6000 | 50.0% | 20.00 | attention sdpa |" in text
+    how = "sdpa, passes of 2048, padding-free, checkpointing"
+    assert f"| nf4 | 2048 packed | 12346 | 15000 | 6000 | 50.0% | 20.00 | {how} |" in text
     kept = bench.output.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in kept] == [LOAD, TRAINING]
 
