@@ -335,7 +335,7 @@ def test_as_many_questions_at_a_time_as_memory_holds(
 
 
 def test_batches_of_answers_are_of_like_size_and_fit() -> None:
-    found = answers(RTX, rows=40)["eval_batch"]
+    found = answers(RTX, rows=40, tokens=4000)["eval_batch"]
     assert found.value == 20 and found.reason.startswith("more do not fit; ")
     assert answers(RTX, rows=40, tokens=15000).value("eval_batch") < 20
     tight = answers(replace(RTX, memory_bytes=2 << 30), rows=40)["eval_batch"]
