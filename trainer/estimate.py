@@ -27,6 +27,8 @@ PROCESS = 700_000_000
 # TRL's fused head projects tiles of at most so many tokens and words (trl.kernels.chunked_logprob.TOKEN_CHUNK_SIZE
 # and trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE of 1.16), so the logits never stand there whole.
 TILE_TOKENS, TILE_WORDS = 4096, 32768
+DENSE_SCORES = 1 << 24  # trainer.packing: up to so many logits they are computed at once instead
+READ_TOKENS = 4096  # trainer.decoder: of prompts that are read at once
 
 
 @dataclass(frozen=True)
@@ -130,24 +132,34 @@ def training_memory(
         on_gpu=on_gpu,
     )  # fmt: skip
     layer = tokens * per_token + attention_bytes(shape, tokens, longest, dtype_bytes=b, attention=attention)
-    saved = layer + shape.layers * tokens * shape.hidden * b if checkpointing else shape.layers * layer
     # On the way back through a layer: gradients of the feed-forward's three tensors and a float32 copy of one.
     passing = tokens * shape.intermediate * (3 * b + 4)
     autocast_copies = count * b if adapter != b else 0
+    logits = head_bytes(shape, tokens, trained_share, dtype_bytes=b, on_gpu=on_gpu)
+    if checkpointing:  # the head is done with before a layer is recomputed: only the larger of both counts
+        saved = shape.layers * tokens * shape.hidden * b + max(0, layer + passing - logits)
+    else:
+        saved = shape.layers * layer + passing
     return Memory(
         weights=weight_bytes(shape, quantised=quantised, dtype_bytes=b),
         adapter=count * adapter,
         gradients=count * adapter,
         optimiser=2 * count * adapter,  # both moments of AdamW, in the adapter's precision
-        activations=saved + passing + autocast_copies,
-        logits=head_bytes(shape, tokens, trained_share, dtype_bytes=b, on_gpu=on_gpu),
+        activations=saved + autocast_copies,
+        logits=logits,
         overhead=overhead_bytes(shape, quantised=quantised, dtype_bytes=b, on_gpu=on_gpu),
     )
 
 
 def head_bytes(shape: Shape, tokens: int, trained_share: float, *, dtype_bytes: int, on_gpu: bool) -> int:
-    """TRL's fused head: one tile of logits, and the hidden states with their gradient, which it sums in float32."""
-    rows = tokens if not on_gpu else max(1, round(tokens * min(1.0, trained_share)))
+    """TRL's fused head: one tile of logits, and the hidden states with their gradient, which it sums in float32.
+
+    Few logits are computed whole (trainer.packing.loss), of the trained tokens only.
+    """
+    trained = max(1, round(tokens * min(1.0, trained_share)))
+    if trained * shape.vocabulary <= DENSE_SCORES:  # logits, their float32 copy, its softmax and the gradient
+        return trained * (shape.vocabulary * (dtype_bytes + 12) + shape.hidden * 2 * dtype_bytes)
+    rows = trained if on_gpu else tokens
     tile = min(rows, TILE_TOKENS) * (TILE_WORDS if on_gpu else min(TILE_WORDS, shape.vocabulary))
     # Without Triton torch folds the tile: at its peak seven float32 copies of it and a mask were counted.
     return tile * (dtype_bytes if on_gpu else dtype_bytes + 29) + rows * shape.hidden * (4 + 2 * dtype_bytes)
@@ -178,11 +190,12 @@ def answering_memory(
     second, unquantised set of the linear weights.
     """
     b, prompt = dtype_bytes, tokens if prompt is None else prompt
+    reading = min(batch, max(1, READ_TOKENS // max(1, prompt)))  # rows whose prompts are read at once
     widest = max(3 * shape.intermediate, 4 * shape.query_width) * b + 3 * shape.hidden * 4
     copy = shape.linear_parameters * b if merged_copy else 0
     return Memory(
         weights=weight_bytes(shape, quantised=quantised, dtype_bytes=b) + copy,
-        activations=batch * prompt * widest + batch * prompt * prompt * b,  # the mask of padded prompts
+        activations=reading * prompt * (widest + prompt * b),  # with the mask of padded prompts
         logits=batch * shape.vocabulary * (b + 4),
         cache=cache_bytes(shape, batch, tokens, dtype_bytes=b),
         overhead=overhead_bytes(shape, quantised=quantised, dtype_bytes=b, on_gpu=on_gpu),

@@ -145,13 +145,13 @@ def _unfit(estimates: Sequence[StageEstimate], room: dict[str, int | None], layo
 
 
 def _lines(answer: dict[str, Any], estimates: Sequence[StageEstimate], facts: BaseFacts) -> list[str]:
-    found, first = answer["device"], estimates[0]
+    found, last = answer["device"], estimates[-1]
     cards = f"{found['count']} x {found['name']}" if found["count"] > 1 else found["name"]
     memory = size(found["memory_bytes"]) if found["memory_bytes"] else "memory unknown"
     weights = f" ({_count(facts.shape.parameters)} weights)" if facts.shape else ""
     lines = [
         *_wrapped(f"{answer['base']['name']}{weights} on {cards} ({memory}); nothing is started"),
-        *_wrapped("run with " + _told(first.way.choices)),
+        *_wrapped(f"stage {last.stage} with {_told(last.way.choices)}"),
         "",
         f"{'stage':<10}{'rows':>9}{'tokens':>9}{'steps':>8}{'memory':>11}{'of':>11}{'time':>14}",
     ]

@@ -354,9 +354,9 @@ def test_as_many_questions_at_a_time_as_memory_holds(
 
 
 def test_a_batch_of_answers_fits_and_one_more_does_not() -> None:
-    found = answers(RTX, rows=200)["eval_batch"]
+    found = answers(RTX, rows=200, tokens=4000)["eval_batch"]
     assert 1 < found.value < 200 and found.reason.startswith("more do not fit; ")
-    assert answers(RTX, rows=found.value).value("eval_batch") == found.value
+    assert answers(RTX, rows=found.value, tokens=4000).value("eval_batch") == found.value
     assert answers(RTX, rows=200, tokens=15000).value("eval_batch") < found.value
     assert answers(RTX, rows=200, tokens=500).value("eval_batch") > found.value
     tight = answers(replace(RTX, memory_bytes=2 << 30), rows=40)["eval_batch"]

@@ -180,31 +180,53 @@ def peak_bytes(step: Callable[[], None]) -> int:
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_pass_peaks_where_it_is_estimated(dtype: torch.dtype, checkpointing: bool) -> None:
-    """Forward and backward with TRL's fused head, against the allocator: never less, and at most 10 % more."""
+@pytest.mark.parametrize(("vocabulary", "tokens"), [(2560, 512), (32768, 640)], ids=["whole logits", "tiles"])
+def test_a_pass_peaks_where_it_is_estimated(
+    dtype: torch.dtype, checkpointing: bool, vocabulary: int, tokens: int
+) -> None:
+    """Forward and backward of a pass of the worker, against the allocator: not less, and little more.
+
+    With checkpointing a tiny model's terms are small and rounding up weighs more.
+    """
     from trl.trainer.utils import add_fused_lm_head
 
-    # A vocabulary of a whole tile: the allocator counts a tile's width, whether it is filled or not.
-    config = Qwen3Config(**{**settings(12, 128).to_dict(), "vocab_size": 32768})
+    from trainer import packing
+    from trainer.feed import Item
+
+    config = Qwen3Config(**{**settings(12, 128).to_dict(), "vocab_size": vocabulary})
     model = Qwen3ForCausalLM(config).to(dtype)
-    add_fused_lm_head(model)
+    add_fused_lm_head(model, outputs=("log_probs",))
     adapted: Any = get_peft_model(
         model, LoraConfig(task_type="CAUSAL_LM", r=8, lora_dropout=0.05, target_modules="all-linear")
     ).train()
     if checkpointing:
         adapted.gradient_checkpointing_enable({"use_reentrant": False})
         adapted.enable_input_require_grads()
-    tokens = 256
-    ids = torch.zeros(1, tokens, dtype=torch.long)
-    positions = torch.cat([torch.arange(tokens // 2), torch.arange(tokens // 2)])[None]
+    ids = torch.zeros(tokens // 2, dtype=torch.long)
+    one = packing.lay_out([Item(name, ids, ids) for name in "ab"], "padding_free")
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            found = adapted(input_ids=ids, position_ids=positions, labels=ids, use_cache=False, fused_lm_head=True)
-        found.loss.backward()
+        with (
+            packing.attending(model, "padding_free"),
+            torch.autocast("cpu", torch.bfloat16, enabled=dtype.itemsize == 2),
+        ):
+            packing.loss(adapted, one, "sdpa", torch.device("cpu")).backward()
 
     estimated = training_memory(
         shape_of(config), rank=8, targets="all-linear", quantised=False, dtype_bytes=dtype.itemsize,
-        tokens_per_pass=tokens, longest=tokens // 2, checkpointing=checkpointing, trained_share=1.0, on_gpu=False,
+        tokens_per_pass=tokens, longest=tokens // 2, checkpointing=checkpointing, trained_share=1.0,
+        attention="flash", on_gpu=False,
     )  # fmt: skip
-    assert 1 <= (estimated.activations + estimated.logits) / peak_bytes(step) <= 1.1
+    assert 0.99 <= (estimated.activations + estimated.logits) / peak_bytes(step) <= (1.35 if checkpointing else 1.1)
+
+
+def test_the_sizes_that_the_estimate_repeats_are_those_of_the_code() -> None:
+    from trl.kernels import chunked_logprob
+    from trl.trainer import utils
+
+    from trainer import decoder, estimate, packing
+
+    assert (estimate.TILE_TOKENS, estimate.TILE_WORDS) == (
+        chunked_logprob.TOKEN_CHUNK_SIZE, utils._CHUNKED_LOGPROB_CHUNK_SIZE,
+    )  # fmt: skip
+    assert packing.DENSE_SCORES == estimate.DENSE_SCORES and decoder.READ_TOKENS == estimate.READ_TOKENS

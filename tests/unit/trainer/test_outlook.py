@@ -48,7 +48,7 @@ def test_the_table_fits_a_terminal_and_says_that_nothing_is_started(command: Com
     lines = out.splitlines()
     assert max(map(len, lines)) <= outlook.WIDTH
     assert lines[0].startswith("Qwen/Qwen3-8B (8.2B weights) on NVIDIA H200 (150.8 GB); nothing is started")
-    (head,) = [line for line in lines if line.startswith("stage")]
+    (head,) = [line for line in lines if line.startswith("stage  ")]
     assert head.split() == ["stage", "rows", "tokens", "steps", "memory", "of", "time"]
     rows = {line.split()[0]: line for line in lines[lines.index(head) + 1 :] if line}
     assert [rows[name].split()[1] for name in ("sample", "style", "writing", "all")] == ["2", "3", "2", "5"]
