@@ -31,7 +31,7 @@ _UNFINISHED = re.compile(r"\.step-(\d+)\.\d+")  # .step-<n>.<pid of its writer>
 _REMOVED = re.compile(r"\.step-(\d+)\.gone")
 _WORDS = {"data": "the training data", "base": "the base model", "modules": "the trainer's code",
           "previous": "the stage before", "initial_adapter": "the adapter that it begins with",
-          "device": "device", "dtype": "dtype", "processes": "num_processes"}  # fmt: skip
+          "device": "device", "dtype": "dtype", "processes": "the number of processes"}  # fmt: skip
 _SHOWN = ("device", "dtype", "processes")  # with their values, which are no hashes
 
 Skipped = dict[str, str]  # {"name", "reason"}

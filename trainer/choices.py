@@ -26,7 +26,8 @@ ASKED = "asked for"
 FULL_PASS = {"cuda": 16384, "cpu": 4096}
 FAIR_PASS = {"cuda": 4096, "cpu": 512}
 PASS_STEP = 256  # tokens: passes are tried in steps of so many
-# At a time. On a processor fewer are slower and more no faster: measured with benchmarks/generation.py.
+# At a time. A step reads all weights (2 bytes each) for 2 operations a weight and row: by the figures above a GPU is
+# busy from 206 rows on. On a processor 32 are as fast as more: measured with benchmarks/generation.py.
 MOST_QUESTIONS = {"cuda": 256, "cpu": 32}
 CAREFUL_QUESTIONS = 16  # where memory cannot be estimated
 FLASH_HEADS = 256  # the widest head of flash-attn 2, which wants Ampere (8, 0) or newer and 16 bits (its README)
@@ -76,14 +77,15 @@ def for_base(parameters: Parameters, device: Device, shape: Shape | None) -> Cho
 
 def for_training(
     parameters: Parameters, device: Device, shape: Shape | None, base: Choices, lengths: Lengths, steps: int,
-    processes: int = 1,
+    processes: int = 1, refusal: str = "",
 ) -> Choices:  # fmt: skip
     """packing, gradient_checkpointing, tokens_per_pass and compile of one training of `steps` optimiser steps.
 
-    `tokens_per_pass` is never below the longest row. `processes` share the examples of a step.
+    `tokens_per_pass` counts padding; a longer row goes alone. `processes` share the examples of a step.
+    `refusal` says why the model does not take rows without padding, if it does not.
     """
     choices = Choices()
-    choices.add("packing", *_packing(parameters, base))
+    choices.add("packing", *_packing(parameters, base, refusal))
     needs = TrainingNeeds(parameters, device, shape, base, choices.value("packing"), lengths)
     examples = parameters.per_device_train_batch_size * parameters.gradient_accumulation_steps
     share = min(-(-examples // processes), max(lengths.rows, 1))
@@ -98,9 +100,11 @@ def for_answers(
 ) -> Choices:
     """merge and eval_batch for `rows` questions of at most `tokens` with their answers.
 
-    `merge` says that memory holds a merged copy of the weights, not yet that its answers are the same.
+    `merge` says that memory holds a merged copy of the weights and nothing known speaks against it; merging.choose
+    has the last word, with the model at hand.
     """
     choices, room = Choices(), safe_memory(device)
+    known = shape is not None and room > 0
     asked, most = parameters.per_device_eval_batch_size, min(max(rows, 1), MOST_QUESTIONS[device.kind])
     first = asked or min(most, CAREFUL_QUESTIONS)  # merging saves more than a batch beyond this one
 
@@ -111,19 +115,29 @@ def for_answers(
             tokens=tokens, merged_copy=merged, on_gpu=device.kind == "cuda",
         ).total  # fmt: skip
 
-    if parameters.merge_adapter == "off" or shape is None or not room:
-        choices.add("merge", False, ASKED if parameters.merge_adapter == "off" else unknown(shape))
+    obstacle = _merge_obstacle(parameters, base) or ("" if known else unknown(shape))
+    if obstacle:
+        choices.add("merge", False, obstacle)
     else:
         choices.add("merge", need(first, True) <= room, told(need(first, True), device, "with a merged copy"))
-    if asked or shape is None or not room:
+    if asked or not known:
         choices.add("eval_batch", first, ASKED if asked else unknown(shape))
         return choices
     merged = choices.value("merge")
-    largest = next((batch for batch in range(most, 1, -1) if need(batch, merged) <= room), 1)
-    batch = -(-rows // -(-rows // largest)) if rows else 1  # batches of like size
-    why = "all at once" if largest >= rows else f"more than {most} at a time gain nothing" if largest == most else ""
-    choices.add("eval_batch", batch, _joined(why or "more do not fit", told(need(batch, merged), device)))
+    batch = next((size for size in range(most, 1, -1) if need(size, merged) <= room), 1)
+    why = "all at once" if batch >= rows else "more gain little" if batch == most else "more do not fit"
+    choices.add("eval_batch", batch, _joined(why, told(need(batch, merged), device)))
     return choices
+
+
+def _merge_obstacle(parameters: Parameters, base: Choices) -> str:
+    """Why merged weights would not answer the same, as far as that is known without the model."""
+    if parameters.merge_adapter == "off":
+        return ASKED
+    if base.value("quantise"):
+        return "a 4-bit base would be quantised anew"
+    dtype = base.value("dtype")
+    return "" if dtype == "float32" else f"weights in {dtype} would round the adapter away"
 
 
 def _joined(*parts: str) -> str:
@@ -202,7 +216,9 @@ def _fused_kernels(parameters: Parameters, device: Device, shape: Shape | None) 
     return "liger", "Liger is installed"
 
 
-def _packing(parameters: Parameters, base: Choices) -> tuple[str, str]:
+def _packing(parameters: Parameters, base: Choices, refusal: str = "") -> tuple[str, str]:
+    if refusal and parameters.packing != PADDED:
+        return PADDED, refusal
     if parameters.packing != "auto":
         return parameters.packing, ASKED
     if base.value("attention") == "eager":
@@ -222,7 +238,7 @@ def _passes(choices: Choices, parameters: Parameters, needs: TrainingNeeds, step
         more = f"{size(needs.memory(fair, True).total)} with it" if checkpointing else ""
         choices.add("gradient_checkpointing", checkpointing, _joined(needs.told(fair, False, "without it"), more))
     if asked:
-        choices.add("tokens_per_pass", full, _asked_pass(asked, longest))
+        choices.add("tokens_per_pass", asked, _asked_pass(asked, longest))
         return
     tokens = next((n for n in range(full, longest, -PASS_STEP) if needs.fit(n, checkpointing)), longest)
     if not needs.fit(tokens, checkpointing):
@@ -238,13 +254,13 @@ def _careful_passes(choices: Choices, parameters: Parameters, needs: TrainingNee
     wanted, why = parameters.gradient_checkpointing, unknown(needs.shape)
     choices.add("gradient_checkpointing", *((wanted, ASKED) if isinstance(wanted, bool) else (True, why)))
     if asked:
-        choices.add("tokens_per_pass", max(asked, longest), _asked_pass(asked, longest))
+        choices.add("tokens_per_pass", asked, _asked_pass(asked, longest))
     else:
         choices.add("tokens_per_pass", min(step, parameters.per_device_train_batch_size * longest), why)
 
 
 def _asked_pass(asked: int, longest: int) -> str:
-    return ASKED if asked >= longest else f"{asked} were asked for and the longest row has more"
+    return ASKED if asked >= longest else f"{ASKED}; a row with more goes alone"
 
 
 def _compile(parameters: Parameters, steps: int) -> tuple[bool, str]:

@@ -291,7 +291,10 @@ def check(arguments: Arguments, root: Path) -> int:
     if arguments.data_only:
         found = precheck.inspect_data(str(request.get("data_root") or ""))
     else:
-        found = precheck.inspect(plans.from_request(request), Layout(root))
+        plan = plans.from_request(request)
+        found = precheck.inspect(plan, Layout(root))
+        if not found.errors and (line := outlook.brief(plan, Layout(root))):
+            found.lines.insert(len(found.lines) - 1, line)  # the last one is the verdict on the data
     if arguments.json or not found.errors:
         answer(arguments, {"lines": found.lines, "findings": [item.as_dict() for item in found.findings]})
     found.raise_errors()

@@ -22,8 +22,8 @@ NF4_BYTES = 0.5 + 0.127 / 8
 # CUDA's context with the kernels of torch and cuBLAS' workspaces: 0.5 to 0.7 GB on the cards of the last years.
 CUDA_CONTEXT = 600_000_000
 # A process without a GPU: 490 MB were resident after the imports of torch 2.13, transformers, TRL and PEFT; the rest
-# is what the allocator holds back.
-PROCESS = 600_000_000
+# is what the C library's allocator held back over a stage of the embedded base.
+PROCESS = 700_000_000
 # TRL's fused head projects tiles of at most so many tokens and words (trl.kernels.chunked_logprob.TOKEN_CHUNK_SIZE
 # and trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE of 1.16), so the logits never stand there whole.
 TILE_TOKENS, TILE_WORDS = 4096, 32768

@@ -1,7 +1,7 @@
 """What one stage will take on this host: memory and seconds, with where each figure comes from. No torch.
 
-Seconds come from the last run like it on this host, else from the device's figures (trainer.throughput), else there
-are none.
+Seconds come from the device's figures (trainer.throughput), corrected by the last run like it on this host, if there
+was one; where a device's figures are not known, from the tokens per second of that run; else there are none.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class StageEstimate:
     way: Way
     fit: Fit
     seconds: Seconds
+    figures: Seconds | None = None  # before they were corrected by the last run
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON and the report; bytes, seconds and tokens, None for what is not known."""
@@ -96,6 +97,8 @@ class StageEstimate:
             "seconds": _rounded(seconds.stage), "seconds_from": seconds.source,
             "train_tokens_per_second": _rate(self.train_tokens, seconds.train),
             "generated_tokens_per_second": _rate(self.generated_tokens, seconds.generate),
+            "from_figures": {"train_seconds": self.figures.train, "generate_seconds": self.figures.generate}
+            if self.figures else None,
             "choices": self.way.choices.table(), "unfit": self.fit.unfit,
         }  # fmt: skip
 
@@ -134,23 +137,28 @@ def of_stage(
     tokens = round(work.tokens * epochs)
     way = Way(parameters, host.device, facts.shape, work, steps)
     expected = sum(way.answer(question)[0] * question.count for question in work.questions)
-    seconds = _from_last_run(host, stage.name, way, tokens) or _from_figures(host, way, tokens) or Seconds()
-    return StageEstimate(stage.name, work, steps, tokens, round(expected), way, way.fit(), seconds)
+    figures = _from_figures(host, way, tokens)
+    seconds = _from_last_run(host, stage.name, way, tokens, figures) or figures or Seconds()
+    return StageEstimate(stage.name, work, steps, tokens, round(expected), way, way.fit(), seconds, figures)
 
 
-def _from_last_run(host: Host, stage: str, way: Way, tokens: int) -> Seconds | None:
+def _from_last_run(host: Host, stage: str, way: Way, tokens: int, figures: Seconds | None) -> Seconds | None:
+    """The figures corrected by what the last run needed of them, else as many tokens per second as it had."""
     last = lastrun.of(host.layout, way.parameters, host.device, stage)
-    if last is None or last.train_rate is None or last.generate_rate is None:
+    if last is None:
+        return None
+    source = f"the last run (stage {last.stage}, {last.created_at[:16].replace('T', ' ')})"
+    rest, start = last.seconds(lastrun.REST), last.seconds(lastrun.START)
+    if figures and figures.train and figures.generate and figures.base and last.train_factor and last.generate_factor:
+        train, answer = last.train_factor, last.generate_factor
+        return Seconds(figures.train * train, figures.generate * answer, figures.base * answer, rest, start, source)
+    if last.train_rate is None or last.generate_rate is None:
         return None
     answers = [(way.answer(question), question.count) for question in way.work.questions]
     expected, allowed = (sum(found[which] * count for found, count in answers) for which in (0, 1))
+    # Without an adapter an answer seldom stops before it has to.
     return Seconds(
-        train=tokens / last.train_rate,
-        generate=expected / last.generate_rate,
-        base=allowed / last.generate_rate,  # without an adapter it seldom stops before it has to
-        rest=last.seconds(lastrun.REST),
-        start=last.seconds(lastrun.START),
-        source=f"the last run (stage {last.stage}, {last.created_at[:16].replace('T', ' ')})",
+        tokens / last.train_rate, expected / last.generate_rate, allowed / last.generate_rate, rest, start, source
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
+from trainer.budget import Lengths
 from trainer.crew import ALONE, Crew
 from trainer.encoding import IGNORED, Example
 
@@ -82,9 +83,18 @@ class Rows(torch.utils.data.Dataset):  # type: ignore[misc]
         """Of all rows, once."""
         return sum(int(part.sum()) for part in self._column("trained_tokens"))
 
+    def tokens(self) -> int:
+        """Of all rows, once."""
+        return sum(int(part.sum()) for part in self._column("length"))
+
     def longest(self) -> int:
         """The tokens of the longest row."""
         return max((int(part.max()) for part in self._column("length")), default=0)
+
+    def lengths(self) -> Lengths:
+        """What the rows add up to."""
+        tokens = sum(int(part.sum()) for part in self._column("length"))
+        return Lengths(len(self), tokens, self.longest(), self.trained_tokens() / tokens if tokens else 0.0)
 
     def untrained(self) -> tuple[int, str]:
         """How many rows train no token, and the id of the first of them."""

@@ -135,10 +135,10 @@ class StageJob:
     def _train(self, base: Base, source: examples.Source) -> tuple[PeftModel, dict[str, Any]]:
         from trainer.continuation import begin_with
         from trainer.model import attach_adapter
-        from trainer.train import train
+        from trainer.train import choose, train
 
         if self.crew.is_first:
-            with self.times.of("check"):
+            with self.times.of("estimate"):
                 where = self.layout, self.stage, self.table, self.parameters, Path(self.job["data_root"])
                 self.estimate = account.estimated(*where, base)
         with self.times.of("data"):
@@ -153,7 +153,9 @@ class StageJob:
                 begin_with(adapted, self.parameters, self.job["base_hash"])
             self.crew.spread([weight for weight in adapted.parameters() if weight.requires_grad])
             kept = store(self.job, self.parameters, base, self.crew.size)
-            training = train(adapted, base, encoded, self.parameters, self.folder, self.report, kept, crew=self.crew)
+            chosen = choose(self.parameters, base, encoded, self.crew)
+            self.take(chosen)
+            training = train(adapted, base, encoded, self.parameters, self.folder, self.report, kept, chosen, self.crew)
         self.times.move("setup", training.pop("spent"))
         training["rows"] = source.rows
         training["dropped"] = []  # rows that do not fit are refused above, none is dropped

@@ -19,18 +19,32 @@ SHAPING = (
     "num_processes",
 )  # fmt: skip
 START = ("import_seconds", "load_seconds", "prepare_seconds")  # once for a plan
-REST = ("data_seconds", "setup_seconds", "checkpoint_seconds", "save_seconds", "score_seconds", "check_seconds")
+REST = (
+    "estimate_seconds",
+    "data_seconds",
+    "setup_seconds",
+    "checkpoint_seconds",
+    "save_seconds",
+    "score_seconds",
+    "check_seconds",
+)
 
 
 @dataclass(frozen=True)
 class LastRun:
-    """One report's rates (tokens per second, None where it measured none) and seconds."""
+    """One report's rates (tokens per second) and seconds, None where it measured none.
+
+    The factors are measured seconds over those that the device's figures had given for the same work: they carry
+    over to stages of other sizes, where a rate does not (a batch of 40 answers lasts little longer than one of 3).
+    """
 
     stage: str
     created_at: str
     train_rate: float | None
     generate_rate: float | None
     times: Mapping[str, float]
+    train_factor: float | None = None
+    generate_factor: float | None = None
 
     def seconds(self, names: tuple[str, ...]) -> float:
         return sum(float(self.times.get(name) or 0.0) for name in names)
@@ -42,16 +56,27 @@ def of(layout: Layout, parameters: Parameters, device: Device, stage: str = "") 
     if not alike:
         return None
     newest = max(alike, key=lambda report: (report["stage"] == stage, str(report["created_at"])))
-    measured = newest["measured"]
+    measured, times = newest["measured"], newest.get("times") or {}
+    figures = (newest.get("estimate") or {}).get("from_figures") or {}
     return LastRun(
-        newest["stage"], str(newest["created_at"]), _rate(measured, "train_tokens_per_second"),
-        _rate(measured, "generated_tokens_per_second"), newest.get("times") or {},
-    )  # fmt: skip
+        stage=newest["stage"],
+        created_at=str(newest["created_at"]),
+        train_rate=_positive(measured, "train_tokens_per_second"),
+        generate_rate=_positive(measured, "generated_tokens_per_second"),
+        times=times,
+        train_factor=_factor(_positive(newest.get("training") or {}, "seconds"), figures, "train_seconds"),
+        generate_factor=_factor(_positive(times, "generate_seconds"), figures, "generate_seconds"),
+    )
 
 
-def _rate(measured: Mapping[str, Any], name: str) -> float | None:
-    value = measured.get(name)
+def _positive(record: Mapping[str, Any], name: str) -> float | None:
+    value = record.get(name)
     return float(value) if isinstance(value, (int, float)) and value > 0 else None
+
+
+def _factor(seconds: float | None, figures: Mapping[str, Any], name: str) -> float | None:
+    told = _positive(figures, name)
+    return seconds / told if seconds and told else None
 
 
 def _reports(layout: Layout) -> Iterator[dict[str, Any]]:

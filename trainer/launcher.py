@@ -36,8 +36,13 @@ def main(command: Sequence[str], processes: int, descriptor: int) -> int:
     Which of them ended the others is told as a note through `descriptor`.
     """
     process.die_with_parent()
-    _remove_left_behind()
-    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+    try:
+        _remove_left_behind()
+        folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+    except OSError as problem:
+        message = f"the processes have no place to meet: {problem.strerror}; make room in the temporary folder"
+        _tell(descriptor, {"event": "failed", "kind": "HostUnfit", "message": message})
+        return 1
     try:
         code = run(command, processes, folder, descriptor)
     finally:
@@ -73,7 +78,9 @@ def run(command: Sequence[str], processes: int, folder: Path, descriptor: int) -
     except ChildFailedError as problem:
         rank, code, pid = culprit(problem.failures)
         ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        _tell(descriptor, f"{of_rank(rank, processes)} (pid {pid}) ended first, by {ended}; so the others were ended")
+        text = f"{of_rank(rank, processes)} (pid {pid}) ended first, by {ended}; so the others were ended"
+        print(text, file=sys.stderr, flush=True)
+        _tell(descriptor, {"event": "note", "text": text})
         return code
     except SignalException as problem:  # passed on to all of them by then
         return 128 + int(problem.sigval)
@@ -105,6 +112,6 @@ def _remove_left_behind() -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _tell(descriptor: int, text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-    os.write(descriptor, (json.dumps({"event": "note", "text": text}) + "\n").encode())
+def _tell(descriptor: int, report: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # the supervisor is gone, or has given this job up
+        os.write(descriptor, (json.dumps(report) + "\n").encode())

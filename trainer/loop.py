@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Trainer
+from peft.helpers import disable_input_dtype_casting
+from transformers import AttentionInterface, PreTrainedModel, Trainer
 from trl.trainer.utils import add_fused_lm_head
 
 from trainer import ladder, memory, packing
@@ -119,7 +120,12 @@ class StepTrainer(Trainer):  # type: ignore[misc]
     def train(self, *args: Any, **more: Any) -> Any:
         """transformers' training, on a base that attends and scores as the passes need it and is itself afterwards."""
         base = self.base
-        with _fused_head(base), packing.attending(base, self.running.layout), _compiled(base, self.manner.compiled):
+        with contextlib.ExitStack() as during:
+            during.enter_context(_fused_head(base))
+            during.enter_context(packing.attending(base, self.running.layout))
+            during.enter_context(_compiled(base, self.manner.compiled))
+            if self.args.bf16 or self.args.fp16:  # autocast casts the adapter's weights; PEFT would widen activations
+                during.enter_context(disable_input_dtype_casting(self.model))
             self.model.train()  # once: it walks through thousands of modules
             try:
                 return super().train(*args, **more)
@@ -241,8 +247,13 @@ def _fused_head(base: PreTrainedModel) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _compiled(base: PreTrainedModel, wanted: bool) -> Iterator[None]:
-    """The decoder layers compiled, for rows of any length; as they were afterwards."""
+    """The decoder layers compiled, for rows of any length; as they were afterwards.
+
+    Attention stays out of it: the lengths of the rows would be constants to the compiler, new ones in every pass.
+    """
     layers = getattr(base.base_model, "layers", []) if wanted else []
+    if layers:
+        AttentionInterface.register(packing.ATTENTION, torch.compiler.disable(packing.row_by_row))
     for layer in layers:
         layer.compile(dynamic=True)
     try:
@@ -250,6 +261,7 @@ def _compiled(base: PreTrainedModel, wanted: bool) -> Iterator[None]:
     finally:
         for layer in layers:
             layer._compiled_call_impl = None
+        AttentionInterface.register(packing.ATTENTION, packing.row_by_row)
 
 
 def _memory(device: torch.device) -> tuple[str, int]:

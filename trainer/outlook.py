@@ -11,7 +11,7 @@ from trainer.basefacts import BaseFacts
 from trainer.choices import Choices
 from trainer.config import Parameters
 from trainer.copies import size
-from trainer.errors import HostUnfit
+from trainer.errors import HostUnfit, TrainerError
 from trainer.estimate import adapter_dtype_bytes, weight_bytes
 from trainer.estimation import Host, StageEstimate
 from trainer.markdown import duration
@@ -56,6 +56,19 @@ def look(plan: Plan, layout: Layout) -> dict[str, Any]:
     answer["unfit"], answer["impossible"] = _unfit(estimates, answer["disk"], layout)
     answer["lines"] = _lines(answer, estimates, facts)
     return answer
+
+
+def brief(plan: Plan, layout: Layout) -> str:
+    """What a plan would take, in one line for other commands; empty where it cannot be told."""
+    try:
+        found = look(plan, layout)
+    except TrainerError:  # `check` has findings on that
+        return ""
+    needs = [stage["memory_bytes"] for stage in found["stages"] if stage["memory_bytes"]]
+    memory = f"{size(max(needs))} of {size(found['device']['memory_bytes'])} memory" if needs else "memory unknown"
+    time = duration(found["seconds"]) if found["seconds"] is not None else "time unknown"
+    told = f"estimated: {memory}, {time}, {size(found['disk']['needed'])} of disk; see `python -m trainer estimate`"
+    return "; ".join([told, *(f"does not fit: {sentence}" for sentence in found["unfit"][:1])])
 
 
 def refuse(answer: dict[str, Any]) -> None:

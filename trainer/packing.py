@@ -112,7 +112,6 @@ def starts(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
     return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
 
 
-@torch.compiler.disable(recursive=True)  # type: ignore[untyped-decorator]  # lengths are its constants
 def row_by_row(
     module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     attention_mask: torch.Tensor | None, *, row_lengths: Sequence[int], scaling: float | None = None,

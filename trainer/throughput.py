@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 
 from trainer.shape import Shape
 
@@ -103,6 +104,7 @@ def of_card(name: str) -> Speed | None:
     return None
 
 
+@cache
 def of_processor(cores: int) -> Speed | None:
     """What so many cores do with a float32 product and a copy, from one of them; None without numpy.
 

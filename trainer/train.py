@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from trainer import ladder, packing
 from trainer.checkpoint import Schedule, Store
-from trainer.choices import Choices
+from trainer.choices import Choices, for_training
 from trainer.config import Parameters
 from trainer.crew import ALONE, Crew
 from trainer.encoding import Example
@@ -28,10 +29,6 @@ from trainer.model import Base
 from trainer.resume import STATE, Keeper, ResumableTrainer, Saver, cost_estimate, load_weights, read_loop
 
 Report = Callable[..., None]  # report(event_name, **fields)
-# Where neither the parameters nor the choices name a size of passes.
-PASS_TOKENS = {"cpu": 1024, "cuda": 4096}
-# Liger's own loss would replace the model's forward, and with it the fused head.
-LIGER = {"fused_linear_cross_entropy": False, "cross_entropy": False}
 
 
 class Progress(TrainerCallback):
@@ -75,9 +72,14 @@ def warm_up(parameters: Parameters, examples: int) -> float:
 
     transformers rounds a share up, so that 3 % of one step would be the whole run.
     """
-    per_step = parameters.per_device_train_batch_size * parameters.gradient_accumulation_steps
-    steps = parameters.max_steps if parameters.max_steps > 0 else parameters.num_train_epochs * -(-examples // per_step)
-    return 0.0 if steps <= 1 and parameters.warmup_steps < 1 else parameters.warmup_steps
+    return 0.0 if steps_of(parameters, examples) <= 1 and parameters.warmup_steps < 1 else parameters.warmup_steps
+
+
+def steps_of(parameters: Parameters, examples: int) -> int:
+    """The optimiser steps of a training of so many examples."""
+    if parameters.max_steps > 0:
+        return parameters.max_steps
+    return math.ceil(parameters.num_train_epochs * -(-examples // per_step(parameters)))
 
 
 def per_step(parameters: Parameters) -> int:
@@ -85,11 +87,9 @@ def per_step(parameters: Parameters) -> int:
     return parameters.per_device_train_batch_size * parameters.gradient_accumulation_steps
 
 
-def settings(
-    parameters: Parameters, base: Base, folder: Path, examples: int, fused_kernels: str = "off"
-) -> TrainingArguments:
+def settings(parameters: Parameters, base: Base, folder: Path, examples: int) -> TrainingArguments:
     """transformers' configuration; nothing in it is left to a default that would shape the result unseen."""
-    on_gpu, liger = torch.cuda.is_available(), fused_kernels == "liger"
+    on_gpu = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=parameters.num_train_epochs,
@@ -106,8 +106,6 @@ def settings(
         data_seed=parameters.seed,
         bf16=base.dtype == torch.bfloat16,
         fp16=base.dtype == torch.float16,
-        use_liger_kernel=liger,
-        liger_kernel_config=LIGER if liger else None,
         logging_steps=parameters.logging_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,  # the filter would hide a NaN loss behind the last good one
@@ -120,30 +118,25 @@ def settings(
     )
 
 
-def manner(parameters: Parameters, base: Base, rows: Rows, choices: Choices) -> Manner:
-    """How the steps are carried out: as chosen, else as asked, else what fits this device and this model.
+def choose(
+    parameters: Parameters, base: Base, examples: Sequence[Example] | Dataset, crew: Crew = ALONE
+) -> Choices:  # fmt: skip
+    """How these examples are trained on this base: packing, gradient_checkpointing, tokens_per_pass, compile.
 
-    The layout that the model takes is put into the choices with its reason.
+    A model that does not keep rows apart without padding gets them padded, and the reason says why.
     """
+    rows = Rows(examples, crew)
+    lengths = rows.lengths()
 
-    def chosen(name: str, asked: Any) -> Any:
-        return choices.value(name) if name in choices else asked
+    def found(asked: Parameters) -> Choices:
+        steps = steps_of(parameters, len(rows))
+        return for_training(asked, base.device, base.shape, base.choices, lengths, steps, crew.size)
 
-    layout = chosen("packing", parameters.packing)
-    refused = "" if layout == packing.PADDED else packing.refusal(base.model)
-    if refused:
+    choices = found(parameters)
+    if choices.value("packing") == packing.PADDING_FREE and (refused := packing.refusal(base.model)):
+        choices = found(replace(parameters, packing=packing.PADDED))
         choices.add("packing", packing.PADDED, refused)
-    elif layout == "auto":
-        choices.add("packing", packing.PADDING_FREE, "no token is spent on padding")
-    tokens = chosen("tokens_per_pass", parameters.tokens_per_pass) or PASS_TOKENS[base.model.device.type]
-    recomputes = chosen("gradient_checkpointing", parameters.gradient_checkpointing) is True
-    per_epoch = -(-len(rows) // per_step(parameters))
-    steps = parameters.max_steps if parameters.max_steps > 0 else math.ceil(parameters.num_train_epochs * per_epoch)
-    compiles = 0 < parameters.compile_above_steps <= steps
-    return Manner(
-        choices.value("packing") if "packing" in choices else layout, Rung(tokens, recomputes),
-        bool(chosen("compile", compiles)),
-    )  # fmt: skip
+    return choices
 
 
 def train(
@@ -152,8 +145,8 @@ def train(
 ) -> dict[str, Any]:  # fmt: skip
     """Train the adapter in place, from the newest checkpoint in `store` that fits, if one is given.
 
-    `choices` may hold packing, tokens_per_pass, gradient_checkpointing, compile and fused_kernels; what it does not
-    hold is decided here. In a crew only the first process reports and writes checkpoints, all read them.
+    `choices` are those of `choose`, which is asked when there are none. In a crew only the first process reports and
+    writes checkpoints, all read them.
 
     Returns steps, epochs, examples, trained tokens, losses, seconds, how the steps were carried out, the account of
     the checkpoints, and `spent`: the seconds of this process alone.
@@ -167,18 +160,17 @@ def train(
     if not crew.is_first:
         report = _silent
     set_seed(parameters.seed)
-    choices = Choices() if choices is None else choices
-    how = manner(parameters, base, rows, choices)
-    kernels = choices.value("fused_kernels") if "fused_kernels" in choices else "off"
+    choices = choose(parameters, base, examples, crew) if choices is None else choices
+    rung = Rung(choices.value("tokens_per_pass"), choices.value("gradient_checkpointing"))
     for weight in adapted.parameters():  # updates of 1e-4 would be lost in 16 bits
         if weight.requires_grad:
             weight.data = weight.data.float()
     trainer = ResumableTrainer(
         model=adapted,
-        args=settings(parameters, base, folder, len(rows), kernels),
+        args=settings(parameters, base, folder, len(rows)),
         rows=rows,
         per_step=per_step(parameters),
-        manner=how,
+        manner=Manner(choices.value("packing"), rung, choices.value("compile")),
         crew=crew,
         say=_teller(report),
         callbacks=[Progress(report)],
@@ -216,6 +208,7 @@ def _carried_out(running: Running, steps: int, seconds: float) -> dict[str, Any]
         **running.rung.record(),
         "out_of_memory": running.out_of_memory,
         "train_tokens": counts.tokens,
+        "pass_tokens": counts.pass_tokens,
         "train_tokens_trained": counts.trained_tokens,
         "train_tokens_per_second": round(counts.tokens / seconds, 1) if seconds else 0.0,
         "padding_share": round(1 - counts.tokens / counts.pass_tokens, 4) if counts.pass_tokens else 0.0,

@@ -17,7 +17,7 @@ from trainer import encoding
 from trainer.characters import CJK
 from trainer.config import Parameters
 from trainer.errors import InputError
-from trainer.evaluate import gate_questions
+from trainer.evaluate import MOST_TRAINED, gate_questions
 from trainer.stages import Stage, StageTable
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ def of_stage(
         raise InputError(f"{stage.data} holds no row with an answer to train on; look at it with `check`")
     questions: list[Question] = []
     if gate_questions(stage, parameters) == "trained":
-        questions += [count.question(row, weight) for row in rows]
+        share = min(number, MOST_TRAINED) / len(rows)
+        questions += [count.question(row, share) for row in rows]
     for file in table.benchmarks.values() if stage.benchmarks else ():
         asked, _, all_asked = sample(root / file, file)
         questions += [count.question(row, all_asked / len(asked)) for row in asked]

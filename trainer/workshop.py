@@ -60,6 +60,7 @@ class Workshop:
         self.tick = tick
         self.worker: subprocess.Popen[bytes] | None = None
         self.size = 1
+        self.sizes: dict[int, tuple[int, str]] = {}
         self.line: socket.socket | None = None
         self.pending = b""
         self.kills: int | None = None
@@ -74,7 +75,9 @@ class Workshop:
         """
         self.kills = memory.kills()
         wanted = job.get("parameters", {}).get("num_processes", {}).get("value", 1)
-        size, reason = processes(wanted, worker_environment(self.environment))
+        if wanted not in self.sizes:  # nvidia-smi takes its time, and GPUs do not come and go
+            self.sizes[wanted] = processes(wanted, worker_environment(self.environment))
+        size, reason = self.sizes[wanted]
         if size != self.size:
             self.close()
         self.size = size

@@ -20,11 +20,12 @@ VERSIONS = dict.fromkeys(checkpoint.LIBRARIES, "1.0") | {"bitsandbytes": None, "
 
 
 def inputs(**changes: Any) -> dict[str, Any]:
-    """Inputs of a training; changes of a part, or of `learning_rate`, `torch`, `device`, `dtype`."""
+    """Inputs of a training; changes of a part, or of `learning_rate`, `torch`, `device`, `dtype`, `processes`."""
     parts = {**PARTS, **{name: value for name, value in changes.items() if name in PARTS}}
     rate = {"learning_rate": changes.get("learning_rate", 1e-4), "seed": 42}
     versions = {**VERSIONS, **{name: value for name, value in changes.items() if name in VERSIONS}}
-    return checkpoint.made_with(parts, rate, versions, changes.get("device", "cpu"), changes.get("dtype", "float32"))
+    place = [changes.get(name, value) for name, value in (("device", "cpu"), ("dtype", "float32"), ("processes", 1))]
+    return checkpoint.made_with(parts, rate, versions, *place)
 
 
 def fill(folder: Path) -> None:
@@ -166,6 +167,7 @@ def test_what_does_not_verify_is_not_the_one_before(store: Store, folder: Path) 
      ({"bitsandbytes": "0.5"}, "bitsandbytes was None, is 0.5"), ({"data": "x"}, "the training data changed"),
      ({"base": "x"}, "the base model changed"), ({"modules": "x"}, "the trainer's code changed"),
      ({"previous": "x"}, "the stage before changed"), ({"device": "cuda"}, "device was cpu, is cuda"),
+     ({"processes": 2}, "the number of processes was 1, is 2"),
      ({"dtype": "bfloat16"}, "dtype was float32, is bfloat16"), ({"data": "x", "torch": "2"},
      "torch was 1.0, is 2; the training data changed")],
 )  # fmt: skip

@@ -265,17 +265,26 @@ def test_a_row_that_may_be_too_long_is_tried_with_a_word() -> None:
     [
         (QWEN, 1024, 1024, "asked for"),
         (QWEN, 600, 600, "asked for"),
-        (QWEN, 500, 600, "500 were asked for and the longest row has more"),
+        (QWEN, 500, 500, "asked for; a row with more goes alone"),
         (None, 1024, 1024, "asked for"),
-        (None, 500, 600, "500 were asked for and the longest row has more"),
+        (None, 500, 500, "asked for; a row with more goes alone"),
         (None, 0, 1200, "the architecture of the base is not known, so nothing can be estimated"),
     ],
 )
-def test_a_pass_that_was_asked_for_holds_at_least_the_longest_row(
-    model: Any, asked: int, tokens: int, reason: str
-) -> None:
+def test_a_pass_is_what_was_asked_for(model: Any, asked: int, tokens: int, reason: str) -> None:
     found = training(H200, model, tokens_per_pass=asked, per_device_train_batch_size=2)["tokens_per_pass"]
     assert (found.value, found.reason) == (tokens, reason)
+
+
+def test_a_model_that_does_not_take_rows_without_padding_gets_padded_ones() -> None:
+    refusal = "Gemma has layers of sliding_attention"
+    for wanted in ("auto", "padding_free"):
+        asked = parameters(packing=wanted)
+        found = for_training(asked, H200, QWEN, base(H200), ROWS, 8, refusal=refusal)["packing"]
+        assert (found.value, found.reason) == ("padded", refusal)
+        assert for_training(asked, H200, QWEN, base(H200), ROWS, 8).value("packing") == "padding_free"
+    found = for_training(parameters(packing="padded"), H200, QWEN, base(H200), ROWS, 8, refusal=refusal)["packing"]
+    assert (found.value, found.reason) == ("padded", "asked for")
 
 
 def test_checkpointing_is_chosen_for_the_pass_that_was_asked_for() -> None:
@@ -296,17 +305,25 @@ def test_nothing_is_compiled_for_a_short_training(least: int, steps: int, value:
     assert (found.value, found.reason) == (value, reason)
 
 
+FLOAT32 = {"compute_dtype": "float32", "use_qlora": False}
+
+
 @pytest.mark.parametrize(
     ("device", "model", "changes", "value", "reason"),
     [
-        (H200, QWEN, {}, True, r"\d+\.\d GB of 150\.8 GB needed with a merged copy"),
-        (RTX, QWEN, {}, False, r"\d+\.\d GB of 25\.8 GB would be needed with a merged copy"),
-        (RTX, SMALL, {}, True, r"\d+\.\d GB of 25\.8 GB needed with a merged copy"),
-        (H200, QWEN, {"merge_adapter": "off"}, False, "asked for"),
-        (H200, None, {}, False, "the architecture of the base is not known, so nothing can be estimated"),
+        (H200, QWEN, FLOAT32, True, r"\d+\.\d GB of 150\.8 GB needed with a merged copy"),
+        (RTX, QWEN, FLOAT32, False, r"\d+\.\d GB of 25\.8 GB would be needed with a merged copy"),
+        (RTX, SMALL, FLOAT32, True, r"\d+\.\d GB of 25\.8 GB needed with a merged copy"),
+        (CPU, SMALL, {}, True, r"\d+\.\d GB of 25\.8 GB needed with a merged copy"),
+        (H200, QWEN, {}, False, "weights in bfloat16 would round the adapter away"),
+        (T4, SMALL, {}, False, "weights in float16 would round the adapter away"),
+        (H200, QWEN, {"use_qlora": True}, False, "a 4-bit base would be quantised anew"),
+        (H200, QWEN, {**FLOAT32, "use_qlora": True}, False, "a 4-bit base would be quantised anew"),
+        (H200, QWEN, {**FLOAT32, "merge_adapter": "off"}, False, "asked for"),
+        (H200, None, FLOAT32, False, "the architecture of the base is not known, so nothing can be estimated"),
     ],
 )
-def test_weights_are_merged_where_memory_holds_a_copy(
+def test_weights_are_merged_where_that_is_exact_and_memory_holds_a_copy(
     device: Device, model: Any, changes: dict[str, Any], value: bool, reason: str
 ) -> None:
     found = answers(device, model, **changes)["merge"]
@@ -318,13 +335,13 @@ def test_weights_are_merged_where_memory_holds_a_copy(
     ("device", "model", "rows", "changes", "batch", "reason"),
     [
         (H200, QWEN, 40, {}, 40, r"all at once; \d+\.\d GB of 150\.8 GB needed"),
-        (H200, SMALL, 600, {}, 200, r"more than 256 at a time gain nothing; \d+\.\d GB of 150\.8 GB needed"),
+        (H200, SMALL, 600, {}, 256, r"more gain little; \d+\.\d GB of 150\.8 GB needed"),
         (H200, QWEN, 40, {"per_device_eval_batch_size": 7}, 7, "asked for"),
         (H200, None, 40, {}, 16, "the architecture of the base is not known, so nothing can be estimated"),
         (H200, None, 3, {}, 3, "the architecture of the base is not known, so nothing can be estimated"),
         (H200, None, 40, {"per_device_eval_batch_size": 64}, 64, "asked for"),
         (H200, QWEN, 0, {}, 1, r"all at once; .*"),
-        (CPU, SMALL, 40, {}, 20, r"more than 32 at a time gain nothing; .*"),
+        (CPU, SMALL, 40, {}, 32, r"more gain little; .*"),
     ],
 )
 def test_as_many_questions_at_a_time_as_memory_holds(
@@ -335,12 +352,22 @@ def test_as_many_questions_at_a_time_as_memory_holds(
     assert re.fullmatch(reason, found.reason)
 
 
-def test_batches_of_answers_are_of_like_size_and_fit() -> None:
-    found = answers(RTX, rows=40)["eval_batch"]
-    assert found.value == 20 and found.reason.startswith("more do not fit; ")
-    assert answers(RTX, rows=40, tokens=15000).value("eval_batch") < 20
+def test_a_batch_of_answers_fits_and_one_more_does_not() -> None:
+    found = answers(RTX, rows=200)["eval_batch"]
+    assert 1 < found.value < 200 and found.reason.startswith("more do not fit; ")
+    assert answers(RTX, rows=found.value).value("eval_batch") == found.value
+    assert answers(RTX, rows=200, tokens=15000).value("eval_batch") < found.value
+    assert answers(RTX, rows=200, tokens=500).value("eval_batch") > found.value
     tight = answers(replace(RTX, memory_bytes=2 << 30), rows=40)["eval_batch"]
     assert tight.value == 1 and "would be needed" in tight.reason
+
+
+def test_a_merged_copy_leaves_room_for_fewer_questions() -> None:
+    device = replace(RTX, memory_bytes=16 << 30)
+    merged = answers(device, SMALL, rows=200, **FLOAT32)
+    apart = answers(device, SMALL, rows=200, **FLOAT32, merge_adapter="off")
+    assert merged.value("merge") and not apart.value("merge")
+    assert merged.value("eval_batch") < apart.value("eval_batch")
 
 
 def test_every_reason_is_one_plain_clause_and_every_choice_is_json() -> None:

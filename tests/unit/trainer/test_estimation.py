@@ -71,8 +71,10 @@ def test_a_base_of_unknown_shape_has_work_and_nothing_else(tmp_path: Path, tiny_
     assert told["steps"] == 2 and told["memory_bytes"] is told["training_memory"] is told["seconds"] is None
 
 
-def test_the_last_run_goes_before_all_figures(tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throughput, "of_card", lambda name: pytest.fail("the card's figures were asked"))
+def test_of_an_unknown_device_the_last_run_tells_its_tokens_per_second(
+    tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(throughput, "of_card", lambda name: None)
     monkeypatch.setattr(estimation.lastrun, "of", lambda *_: LAST)
     found = estimate(tmp_path, tiny_data, max_new_tokens_ratio=0.0, max_new_tokens=100)
     assert found.seconds.train == found.train_tokens / 1000
@@ -82,6 +84,20 @@ def test_the_last_run_goes_before_all_figures(tmp_path: Path, tiny_data: Path, m
     assert found.seconds.source == "the last run (stage style, 2026-01-02 03:04)"
     unknown = estimate(tmp_path, tiny_data, facts=BaseFacts(None, "", None, None))
     assert unknown.seconds.train == unknown.train_tokens / 1000, "also where nothing else is known"
+
+
+def test_the_last_run_corrects_the_figures(tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = estimate(tmp_path, tiny_data)
+    assert plain.figures == plain.seconds
+    corrected = replace(LAST, train_factor=3.0, generate_factor=0.5)
+    monkeypatch.setattr(estimation.lastrun, "of", lambda *_: corrected)
+    found = estimate(tmp_path, tiny_data)
+    before, after = plain.seconds, found.seconds
+    assert before.train and before.generate and before.base
+    assert (after.train, after.generate, after.base) == (3 * before.train, before.generate / 2, before.base / 2)
+    assert (after.rest, after.start) == (0.25, 5.0) and after.source.startswith("the last run")
+    told = found.as_dict()["from_figures"]
+    assert told == {"train_seconds": before.train, "generate_seconds": before.generate}, "the next correction's base"
 
 
 def test_a_last_run_without_rates_tells_nothing(

@@ -114,7 +114,7 @@ def test_the_longest_rows_come_first_so_that_shares_are_alike(examples: Any) -> 
 def test_what_is_counted_over_all_rows(examples: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "COUNTED_AT_A_TIME", 3)
     rows = feed.Rows(examples)
-    assert (len(rows), rows.trained_tokens(), rows.longest()) == (7, sum(LENGTHS) - 14, 9)
+    assert (len(rows), rows.tokens(), rows.trained_tokens(), rows.longest()) == (7, sum(LENGTHS), sum(LENGTHS) - 14, 9)
     assert rows.untrained() == (0, "")
 
 

@@ -53,6 +53,17 @@ def test_the_last_run_tells_its_rates_and_its_seconds(layout: Layout) -> None:
     assert found.seconds(lastrun.START) == 7.0 and found.seconds(lastrun.REST) == 0.5
 
 
+def test_what_it_needed_of_the_figures_is_a_factor(layout: Layout) -> None:
+    figures = {"from_figures": {"train_seconds": 4.0, "generate_seconds": 10.0}}
+    more = {"training": {"seconds": 12.0}, "times": {"generate_seconds": 5.0, "train_seconds": 3.0}}
+    write(layout, report(estimate=figures, **more))
+    found = lastrun.of(layout, PARAMETERS, CPU)
+    assert found is not None and (found.train_factor, found.generate_factor) == (3.0, 0.5)
+    write(layout, report(estimate={"from_figures": None}, **more))
+    found = lastrun.of(layout, PARAMETERS, CPU)
+    assert found is not None and found.train_factor is found.generate_factor is None
+
+
 def test_the_same_stage_goes_before_a_newer_one(layout: Layout) -> None:
     write(layout, report("style", "2026-01-01"), "adapter_style")
     write(layout, report("all", "2026-01-03"), "adapter_multitask")

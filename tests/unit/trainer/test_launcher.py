@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -99,3 +100,18 @@ def test_who_was_ended_by_torchrun_ended_nobody() -> None:
     assert launcher.culprit({0: failure(-15, 5), 1: failure(-9, 5)})[:2] == (1, -9)
     assert launcher.culprit({0: failure(-9, 35), 1: failure(1, 5)})[:2] == (1, 1)
     assert launcher.culprit({0: failure(-15, 4), 1: failure(-15, 5)})[:2] == (0, -15)
+
+
+def test_without_a_place_to_meet_the_stage_fails_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(**_: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(process, "die_with_parent", lambda: None)
+    monkeypatch.setattr(launcher.tempfile, "mkdtemp", full)
+    assert launcher.main(["never run"], 2, 1) == 1
+    assert json.loads(capfd.readouterr().out) == {
+        "event": "failed", "kind": "HostUnfit",
+        "message": "the processes have no place to meet: No space left on device; make room in the temporary folder",
+    }  # fmt: skip

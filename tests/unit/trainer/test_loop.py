@@ -199,10 +199,18 @@ def test_only_memory_is_tried_again(run: Run, error: Exception, steps: int | Non
         assert run(room=90, error=error).record["steps"] == steps
 
 
+def chosen(layout: str = PADDING_FREE, tokens: int = 10_000, checkpointing: bool = False) -> Choices:
+    choices = Choices()
+    names = {"packing": layout, "tokens_per_pass": tokens, "gradient_checkpointing": checkpointing, "compile": False}
+    for name, value in names.items():
+        choices.add(name, value, "measured")
+    return choices
+
+
 def test_a_step_that_is_tried_again_draws_the_same_numbers(run: Run) -> None:
     # From one row for each pass on, memory can only run out for want of checkpointing, which changes no number.
-    plain = run(tokens_per_pass=1, lora_dropout=0.5)
-    poor = run(tokens_per_pass=1, lora_dropout=0.5, room=1)
+    plain = run(choices=chosen(tokens=1), lora_dropout=0.5)
+    poor = run(choices=chosen(tokens=1), lora_dropout=0.5, room=1)
     assert poor.record["gradient_checkpointing"] and not plain.record["gradient_checkpointing"]
     assert all(torch.equal(a, b) for a, b in zip(poor.weights, plain.weights, strict=True))
 
@@ -210,7 +218,7 @@ def test_a_step_that_is_tried_again_draws_the_same_numbers(run: Run) -> None:
 @pytest.mark.parametrize("layout", [PADDING_FREE, PADDED])
 @pytest.mark.parametrize("tokens", [1, 120, 10_000])
 def test_layout_and_size_of_passes_change_rounding_only(run: Run, layout: str, tokens: int) -> None:
-    plain, other = run(), run(packing=layout, tokens_per_pass=tokens)
+    plain, other = run(), run(choices=chosen(layout, tokens))
     assert other.rows == plain.rows and other.log == plain.log
     assert other.losses == pytest.approx(plain.losses, abs=2e-4)
     assert other.record["layout"] == layout and other.record["tokens_per_pass"] == tokens
@@ -219,7 +227,7 @@ def test_layout_and_size_of_passes_change_rounding_only(run: Run, layout: str, t
 def test_the_record_counts_tokens_and_padding(run: Run, examples: list[encoding.Example]) -> None:
     by_name = {example.row_id: example for example in examples}
     for layout in (PADDING_FREE, PADDED):
-        found = run(packing=layout, tokens_per_pass=10_000)
+        found = run(choices=chosen(layout))
         seen = [by_name[name] for step in found.rows for name in step]
         padded = sum(len(step) * max(len(by_name[name].input_ids) for name in step) for step in found.rows)
         tokens = sum(len(example.input_ids) for example in seen)
@@ -242,21 +250,31 @@ def test_checkpointing_by_choice_gives_the_same_weights(run: Run) -> None:
 
 
 def test_what_was_chosen_is_carried_out(run: Run) -> None:
-    choices = Choices()
-    for name, value in (("packing", PADDED), ("tokens_per_pass", 70), ("gradient_checkpointing", True)):
-        choices.add(name, value, "measured")
-    found = run(choices=choices, packing=PADDING_FREE, tokens_per_pass=500, gradient_checkpointing=False)
+    asked = {"packing": PADDING_FREE, "tokens_per_pass": 500, "gradient_checkpointing": False}
+    found = run(choices=chosen(PADDED, 70, True), **asked)
     assert (found.record["layout"], found.record["tokens_per_pass"]) == (PADDED, 70)
     assert found.record["gradient_checkpointing"] is True
 
 
-def test_a_layout_that_the_model_does_not_take_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choices_are_made_from_parameters_base_and_examples(
+    base: model.Base, examples: list[encoding.Example], tiny_parameters: Any
+) -> None:
+    found = train.choose(tiny_parameters(compile_above_steps=60, gradient_checkpointing="auto"), base, examples)
+    assert [choice.name for choice in found.values()] == [
+        "packing", "gradient_checkpointing", "tokens_per_pass", "compile"
+    ]  # fmt: skip
+    assert (found.value("packing"), found.value("gradient_checkpointing")) == (PADDING_FREE, False)
+    assert found.value("compile") is True
+    assert all(choice.reason for choice in found.values())
+
+
+def test_a_layout_that_the_model_does_not_take_is_told(
+    run: Run, base: model.Base, examples: list[encoding.Example], tiny_parameters: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(train.packing, "refusal", lambda _: "its rows see each other")
-    choices = Choices()
-    choices.add("packing", PADDING_FREE, "no token is spent on padding")
-    found = run(choices=choices)
-    assert found.record["layout"] == PADDED
-    assert choices["packing"].value == PADDED and choices["packing"].reason == "its rows see each other"
+    found = train.choose(tiny_parameters(packing=PADDING_FREE), base, examples)
+    assert (found["packing"].value, found["packing"].reason) == (PADDED, "its rows see each other")
+    assert run().record["layout"] == PADDED
 
 
 @pytest.mark.parametrize(("above", "compiled"), [(0, 0), (7, 0), (6, 2), (1, 2)])
@@ -279,6 +297,22 @@ def test_layers_are_compiled_from_a_number_of_steps_on(
     assert all(layer._compiled_call_impl is None for layer in base.model.base_model.layers)
 
 
+@pytest.mark.parametrize("changes", [{"compute_dtype": "bfloat16"}, {"use_qlora": True}])
+def test_an_adapter_is_trained_in_32_bits_on_a_base_of_fewer(
+    examples: list[encoding.Example], tiny_base: Path, tiny_parameters: Any, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    parameters = tiny_parameters(max_steps=6, per_device_train_batch_size=4, **changes)
+    base = model.load_base(str(tiny_base), parameters)
+    adapted = model.attach_adapter(base, parameters)
+    inner: list[torch.dtype] = []
+    layer = next(m for name, m in adapted.named_modules() if name.endswith("q_proj.lora_A.default"))
+    layer.register_forward_hook(lambda module, given, out: inner.append(given[0].dtype) if module.training else None)
+    record = train.train(adapted, base, examples, parameters, tmp_path, lambda *_, **__: None)
+    assert record["layout"] == PADDING_FREE and record["last_loss"] < record["first_loss"]
+    assert {w.dtype for w in adapted.parameters() if w.requires_grad} == {torch.float32}
+    assert set(inner) == {base.dtype}, "activations are not widened for the adapter"
+
+
 class Half(Crew):
     """One of two processes whose peer has no row and no wish of its own."""
 
@@ -289,7 +323,7 @@ class Half(Crew):
 
 
 def test_a_process_without_rows_adds_nothing_and_does_not_fail(run: Run) -> None:
-    plain, half = run(), run(crew=Half())
+    plain, half = run(choices=chosen()), run(choices=chosen(), crew=Half())
     assert half.losses == plain.losses
     assert all(torch.equal(a, b) for a, b in zip(half.weights, plain.weights, strict=True))
 

@@ -163,6 +163,24 @@ def test_it_needs_no_torch(tmp_path: Path) -> None:
     assert done.stdout.startswith("Qwen/Qwen3-8B")
 
 
+def test_other_commands_tell_it_in_one_line(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainer import plan as plans
+    from trainer.state import Layout
+
+    monkeypatch.setattr(copies, "free_bytes", lambda folder: 10**12)
+    plan = plans.from_request({"data_root": str(tiny_data), "stages": ["style"]})
+    monkeypatch.setattr(device, "told", lambda: H200)
+    line = outlook.brief(plan, Layout(tmp_path))
+    assert re.fullmatch(r"estimated: [\d.]+ GB of 150.8 GB memory, .+ s, [\d.]+ GB of disk; see `.+ estimate`", line)
+    monkeypatch.setattr(device, "told", lambda: replace(H200, memory_bytes=4 * 10**9))
+    assert "does not fit: stage style: training needs" in outlook.brief(plan, Layout(tmp_path))
+    monkeypatch.setattr(device, "told", lambda: replace(H200, name="NVIDIA H9000"))
+    strange = plans.from_request({"data_root": str(tiny_data), "overrides": {"model_name_or_path": "example/model"}})
+    assert "memory unknown, time unknown" in outlook.brief(strange, Layout(tmp_path))
+    wrong = plans.from_request({"overrides": {"model_name_or_path": str(tmp_path / "none")}})
+    assert outlook.brief(wrong, Layout(tmp_path)) == "", "the command that asked has said it"
+
+
 @pytest.mark.parametrize(
     ("number", "words"), [(0, "0"), (999, "999"), (4100, "4.1k"), (33_000_000, "33.0M"), (8_190_735_360, "8.2B")]
 )

@@ -67,9 +67,12 @@ def test_a_processor_is_measured_and_its_cores_count() -> None:
 
 def test_a_processor_without_numpy_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "_MEASURE", "raise ImportError('numpy')")
+    of_processor.cache_clear()
     assert of_processor(2) is None
     monkeypatch.setattr(throughput, "_MEASURE", "print(1e9, 2e9)")
+    of_processor.cache_clear()
     found = of_processor(2)
+    of_processor.cache_clear()
     assert found is not None and (found.flops, found.bandwidth) == (2e9, 2e9)
 
 

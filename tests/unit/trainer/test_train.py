@@ -232,7 +232,7 @@ def test_nothing_is_accumulated_or_fused_or_saved_behind_our_back(
 ) -> None:
     found = train.settings(tiny_parameters(gradient_accumulation_steps=3), base, tmp_path, 3)
     assert (found.per_device_train_batch_size, found.gradient_accumulation_steps) == (15, 1), "one batch for each step"
-    assert found.use_liger_kernel is False
+    assert found.use_liger_kernel is False, "the base has its kernels from its loading"
     assert found.save_strategy == "no"
     assert found.report_to == []
     assert not any(tmp_path.iterdir())

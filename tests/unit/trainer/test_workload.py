@@ -56,6 +56,15 @@ def test_the_questions_are_those_of_the_gate_and_the_benchmarks(
     assert found.asked == asked
 
 
+def test_of_many_trained_questions_only_some_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_data(tmp_path)
+    write_rows(root / TABLE.stage("style").data, [chat(f"row-{n}", "电场？", "力。") for n in range(50)])
+    held_out = 3
+    assert of_stage(TABLE.stage("style"), TABLE, TRAINED, root, None).asked == 50 + held_out
+    monkeypatch.setattr(workload, "MOST_TRAINED", 20)
+    assert of_stage(TABLE.stage("style"), TABLE, TRAINED, root, None).asked == 20 + held_out
+
+
 def test_every_turn_of_an_assistant_is_an_example_of_what_stands_before_it(tmp_path: Path) -> None:
     root = write_data(tmp_path)
     row = chat("two", "电场？", "力。")
