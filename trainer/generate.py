@@ -15,13 +15,12 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer import decoder
-from trainer.choices import MOST_QUESTIONS
 from trainer.config import Parameters
 from trainer.data import Row
 from trainer.encoding import question_of, render_prompt, render_turn
 from trainer.errors import HostUnfit, InputError
 
-BATCH = MOST_QUESTIONS["cpu"]  # questions at a time where nobody says how many memory holds
+BATCH = 32  # questions at a time where nobody says how many memory holds
 SHORTEST_CAP = 64  # tokens: a cap from a very short reference would cut answers that only say it in other words
 PROGRESS_SECONDS = 1.0  # between two reports
 # What torch's allocators say: CUDA's as an exception of its own, cuBLAS and the CPU's only in words.
