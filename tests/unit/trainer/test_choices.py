@@ -356,7 +356,7 @@ def test_as_many_questions_at_a_time_as_memory_holds(
 def test_answers_for_which_nobody_chose_are_asked_for_as_on_a_processor() -> None:
     from trainer import generate
 
-    assert generate.BATCH == choices.MOST_QUESTIONS["cpu"]
+    assert choices.MOST_QUESTIONS["cpu"] == generate.BATCH
 
 
 def test_a_batch_of_answers_fits_and_one_more_does_not() -> None:
