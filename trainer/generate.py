@@ -15,14 +15,13 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer import decoder
-from trainer.choices import MOST_QUESTIONS
 from trainer.config import Parameters
 from trainer.data import Row
 from trainer.encoding import question_of, render_prompt, render_turn
 from trainer.errors import HostUnfit, InputError
 from trainer.ladder import is_out_of_memory
 
-BATCH = MOST_QUESTIONS["cpu"]  # questions at a time where nobody says how many memory holds
+BATCH = 32  # questions at a time where nobody says how many memory holds
 SHORTEST_CAP = 64  # tokens: a cap from a very short reference would cut answers that only say it in other words
 PROGRESS_SECONDS = 1.0  # between two reports
 _TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)

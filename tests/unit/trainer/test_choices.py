@@ -353,6 +353,12 @@ def test_as_many_questions_at_a_time_as_memory_holds(
     assert re.fullmatch(reason, found.reason)
 
 
+def test_answers_for_which_nobody_chose_are_asked_for_as_on_a_processor() -> None:
+    from trainer import generate
+
+    assert choices.MOST_QUESTIONS["cpu"] == generate.BATCH
+
+
 def test_a_batch_of_answers_fits_and_one_more_does_not() -> None:
     found = answers(RTX, rows=200, tokens=4000)["eval_batch"]
     assert 1 < found.value < 200 and found.reason.startswith("more do not fit; ")
