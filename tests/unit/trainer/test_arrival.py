@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from road import MIB, Road, exported, kill, large, tree
 
+from tests.unit.trainer.road import MIB, Road, exported, kill, large, tree
 from trainer import arrival, artifacts, landing, listing, publication
 from trainer.arrival import Tail
 from trainer.errors import InputError, Interrupted

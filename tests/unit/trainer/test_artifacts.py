@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from road import MIB, exported, large, tree
 
+from tests.unit.trainer.road import MIB, exported, large, tree
 from trainer import artifacts, listing
 from trainer.errors import InputError, Interrupted
 

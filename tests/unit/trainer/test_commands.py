@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from road import Road
 
+from tests.unit.trainer.road import Road
 from trainer import artifacts, base, cli, commands, config, process, stages, tables
 from trainer.errors import InputError
 from trainer.state import append_event, read_json, write_json
@@ -87,7 +87,9 @@ def test_params_shows_every_parameter_with_value_source_and_help(call: Call) -> 
     assert "use_qlora = false  [profile embedded]" in out and "seed = 42  [default]" in out
     found = answer_of(call("params", "--json"))
     assert [row["name"] for row in found["parameters"]] == list(config.FIELDS)
-    assert all(row["help"] and row["type"] in ("str", "int", "float", "bool") for row in found["parameters"])
+    assert all(
+        row["help"] and row["type"] in ("str", "int", "float", "bool", "bool | auto") for row in found["parameters"]
+    )
     assert next(row for row in found["parameters"] if row["name"] == "seed")["limits"] == ">= 0, <= 4294967295"
 
 
@@ -120,7 +122,7 @@ def test_check_tells_every_finding_also_as_data(call: Call, line: Any) -> None:
     findings = json.loads(out)["findings"]
     assert code == 2 and err[-1].startswith("error: the data has 2 faults, the first: ")
     assert [(f["severity"], f["line"]) for f in findings] == [("error", 1), ("error", 2)]
-    assert all(set(f) == {"severity", "file", "line", "field", "problem", "remedy"} for f in findings)
+    assert all(set(f) == {"severity", "file", "line", "field", "problem", "remedy", "count"} for f in findings)
 
 
 def test_check_for_people_tells_errors_on_standard_error_only(call: Call, line: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -177,30 +178,10 @@ def test_the_trained_prompt_is_the_one_that_generation_uses(
     tokenizer: Any, tiny_parameters: Any, enable_thinking: bool
 ) -> None:
     found = row(SYSTEM, ASK, REPLY, {"role": "user", "content": "表面？"}, {"role": "assistant", "content": "有电荷"})
-    asked: list[list[int]] = []
-
-    class Model:
-        """Notes what it is asked and ends at once."""
-
-        training = False
-        device = "cpu"
-        config = type("Config", (), {"max_position_embeddings": 512})
-
-        def train(self, mode: bool = True) -> None: ...
-
-        def eval(self) -> None: ...
-
-        def generate(self, input_ids: Any, **_: Any) -> Any:
-            import torch
-
-            asked.extend(input_ids.tolist())
-            return torch.cat([input_ids, torch.full((len(input_ids), 1), tokenizer.eos_token_id)], dim=1)
-
-    generate.answer(
-        Model(), tokenizer, [found], tiny_parameters(enable_thinking=enable_thinking), lambda done, rows: None
-    )
+    model: Any = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=512))
+    asked = generate.ask(model, tokenizer, found, tiny_parameters(enable_thinking=enable_thinking))
     last = encoding.encode_row(found, tokenizer, enable_thinking=enable_thinking)[-1]
-    assert asked == [last.input_ids[: len(last.input_ids) - last.trained_tokens]]
+    assert asked.prompt == last.input_ids[: len(last.input_ids) - last.trained_tokens]
 
 
 def test_rows_that_are_too_long_are_named_one_by_one_and_nothing_is_cut(tokenizer: Any) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from road import tree
 
+from tests.unit.trainer.road import tree
 from trainer import publication
 from trainer.errors import Interrupted
 from trainer.landing import Landing, opened

@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from sources import built, make
 
+from tests.unit.trainer.bundle.sources import built, make
 from trainer.bundle import application
 
 ROOT = Path(__file__).resolve().parents[4]

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sources import TEXTS, built, commit, make, packed_names, unpacked
 
+from tests.unit.trainer.bundle.sources import TEXTS, built, commit, make, packed_names, unpacked
 from trainer import content
 from trainer.bundle import build, compress, manifest, placing, reading, verify, whitelist
 from trainer.bundle.reader import Caps

@@ -8,8 +8,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from sources import TEXTS, make
 
+from tests.unit.trainer.bundle.sources import TEXTS, make
 from trainer.bundle import manifest, packing, reading, tree, whitelist
 from trainer.bundle.provenance import Provenance
 from trainer.bundle.reader import Caps

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from sources import TEXTS, commit, make
 
+from tests.unit.trainer.bundle.sources import TEXTS, commit, make
 from trainer.bundle import provenance, tree, whitelist
 from trainer.bundle.provenance import Provenance
 from trainer.bundle.reader import Caps

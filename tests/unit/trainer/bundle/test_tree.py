@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sources import TEXTS, make
 
+from tests.unit.trainer.bundle.sources import TEXTS, make
 from trainer.bundle import tree, whitelist
 from trainer.bundle.reader import Caps
 
