@@ -50,7 +50,9 @@ def test_a_worker_that_stands_still_is_told_and_not_ended(fast_host: FastHost) -
     fast_host.do("end = time.monotonic() + 60\nwhile not (root / 'go').exists(): time.sleep(0.5)\n"
                  "begun = time.monotonic()\nwhile time.monotonic() < begun + 1.0: pass")  # fmt: skip
     fast_host.start("sample", parameters={"stall_timeout_seconds": 1})
-    fast_host.wait_for_event("stalled", 2)
+    fast_host.wait_for_event("stalled", 3)
+    issues = (fast_host.layout.logs / "issues.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(issues) == 1, "told again while it lasts, but one finding"
     status = fast_host.status()
     assert status["running"] and "stalled since" in status["lines"][1]
     assert fast_host.state()["stalled_since"]
@@ -60,8 +62,6 @@ def test_a_worker_that_stands_still_is_told_and_not_ended(fast_host: FastHost) -
     fast_host.wait_for_event("moving")
     assert fast_host.end()[0] == 0
     assert fast_host.state()["stalled_since"] is None and fast_host.outcomes() == {"sample": ("passed", 0)}
-    issues = (fast_host.layout.logs / "issues.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(issues) == 1, "told again while it lasts, but one finding"
 
 
 def test_a_worker_that_computes_in_silence_is_not_stalled(fast_host: FastHost) -> None:
