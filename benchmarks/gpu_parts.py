@@ -225,9 +225,10 @@ class Measure:
         for what, asked, batch in (("all at once", rows, 0), ("one by one", rows[:ALONE], 1)):
             adapted = attach_adapter(base, self.parameters)
             values = replace(self.parameters, per_device_eval_batch_size=batch)
-            longest = generate.width(adapted, base.tokenizer, asked, values)
+            questions = [generate.ask(adapted, base.tokenizer, row, values) for row in asked]
+            longest = max(len(item.prompt) + item.cap for item in questions)
             chosen = for_answers(values, base.device, base.shape, base.choices, len(asked), longest)
-            merge = merging.choose(adapted, base, values, chosen["merge"]).value
+            merge = chosen.value("merge") and merging.choose(adapted, base, values).value
             _forget_peak()
             try:
                 with merging.merged(adapted) if merge else contextlib.nullcontext():
