@@ -27,8 +27,9 @@ FULL_PASS = {"cuda": 16384, "cpu": 4096}
 FAIR_PASS = {"cuda": 4096, "cpu": 512}
 PASS_STEP = 256  # tokens: passes are tried in steps of so many
 # At a time. A step reads all weights (2 bytes each) for 2 operations a weight and row: by the figures above a GPU is
-# busy from 206 rows on. On a processor 32 are as fast as more: measured with benchmarks/generation.py.
-MOST_QUESTIONS = {"cuda": 256, "cpu": 32}
+# busy from 206 rows on. On a processor 64 are 20 % faster than 32 and 5 % slower than 128: measured with 57 and 228
+# questions of the embedded base.
+MOST_QUESTIONS = {"cuda": 256, "cpu": 64}
 CAREFUL_QUESTIONS = 16  # where memory cannot be estimated
 FLASH_HEADS = 256  # the widest head of flash-attn 2, which wants Ampere (8, 0) or newer and 16 bits (its README)
 FLASH_CAPABILITY = (8, 0)
@@ -79,19 +80,22 @@ def for_training(
     parameters: Parameters, device: Device, shape: Shape | None, base: Choices, lengths: Lengths, steps: int,
     processes: int = 1, refusal: str = "",
 ) -> Choices:  # fmt: skip
-    """packing, gradient_checkpointing, tokens_per_pass and compile of one training of `steps` optimiser steps.
+    """packing, shared_prefixes, gradient_checkpointing, tokens_per_pass, compile and adapter_kernel of one training.
 
+    It has `steps` optimiser steps.
     `tokens_per_pass` counts padding; a longer row goes alone. `processes` share the examples of a step.
     `refusal` says why the model does not take rows without padding, if it does not.
     """
     choices = Choices()
     choices.add("packing", *_packing(parameters, base, refusal))
+    choices.add("shared_prefixes", *_shared_prefixes(parameters, choices.value("packing"), base))
     needs = TrainingNeeds(parameters, device, shape, base, choices.value("packing"), lengths)
     examples = parameters.per_device_train_batch_size * parameters.gradient_accumulation_steps
     share = min(-(-examples // processes), max(lengths.rows, 1))
     passes = _passes if needs.known else _careful_passes
     passes(choices, parameters, needs, share * lengths.longest)  # no step of a process has more tokens
     choices.add("compile", *_compile(parameters, steps))
+    choices.add("adapter_kernel", *_adapter_kernel(parameters, choices.value("compile")))
     return choices
 
 
@@ -224,6 +228,26 @@ def _packing(parameters: Parameters, base: Choices, refusal: str = "") -> tuple[
     if base.value("attention") == "eager":
         return PADDED, "eager attention computes every pair of tokens in a pass"
     return PADDING_FREE, "no token is spent on padding"
+
+
+def _shared_prefixes(parameters: Parameters, packing: str, base: Choices) -> tuple[bool, str]:
+    if packing != PADDING_FREE:
+        return False, "only rows without padding share tokens"
+    if base.value("attention") == "flash_attention_2":
+        return False, "flash-attn's own function does not join rows"
+    if isinstance(parameters.share_prefixes, bool):
+        return parameters.share_prefixes, ASKED
+    if parameters.lora_dropout:
+        return False, f"lora_dropout {parameters.lora_dropout:g} draws for each row by itself"
+    return True, "without dropout equal beginnings have equal states"
+
+
+def _adapter_kernel(parameters: Parameters, compiled: bool) -> tuple[str, str]:
+    if parameters.fused_kernels == "off":
+        return "peft", "fused_kernels is off"
+    if compiled:
+        return "peft", "the compiler fuses it itself"
+    return "fused", "scale and sums are part of the matrix products"
 
 
 def _passes(choices: Choices, parameters: Parameters, needs: TrainingNeeds, step: int) -> None:

@@ -135,13 +135,16 @@ class Parameters:
         "auto", "layout of a step's examples: padding_free (one after another, never seeing each other) or padded",
         scope="runtime", choices=("auto", "padding_free", "padded"),
     )  # fmt: skip
+    share_prefixes: bool | str = _parameter(
+        "auto", "compute the equal beginnings of a step's rows once; auto: when lora_dropout is 0", scope="runtime",
+    )  # fmt: skip
     tokens_per_pass: int = _parameter(
         0, "tokens that go through the model at once in training; 0: as memory allows", unit="tokens", scope="runtime",
         minimum=0,
     )  # fmt: skip
     fused_kernels: str = _parameter(
-        "auto", "fused kernels (Liger); auto: where they are installed and the device is a GPU", scope="runtime",
-        choices=("auto", "off"),
+        "auto", "fused kernels: our own of the adapter, and Liger's where it is installed on a GPU; off: neither",
+        scope="runtime", choices=("auto", "off"),
     )  # fmt: skip
     compile_above_steps: int = _parameter(
         0, "compile the model for a training of at least so many steps; 0: never", unit="steps", scope="runtime",

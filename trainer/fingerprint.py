@@ -14,7 +14,7 @@ from trainer.state import Layout, read_json, write_json
 # asks for a new result: better once too often than a report that its code does not explain.
 TRAINING_MODULES = (
     "budget", "choices", "continuation", "crew", "encoding", "estimate", "examples", "feed", "ladder", "lines",
-    "loop", "model", "packing", "resume", "shape", "tokenised", "train",
+    "loop", "lowrank", "model", "packing", "prefixes", "resume", "shape", "tokenised", "train",
 )  # fmt: skip
 EVALUATION_MODULES = (
     "characters", "data", "decoder", "encoding", "evaluate", "generate", "judges", "keypoints", "ladder", "latex",

@@ -21,7 +21,7 @@ from trainer.encoding import question_of, render_prompt, render_turn
 from trainer.errors import HostUnfit, InputError
 from trainer.ladder import is_out_of_memory
 
-BATCH = 32  # questions at a time where nobody says how many memory holds
+BATCH = 64  # questions at a time where nobody says how many memory holds
 SHORTEST_CAP = 64  # tokens: a cap from a very short reference would cut answers that only say it in other words
 PROGRESS_SECONDS = 1.0  # between two reports
 _TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)

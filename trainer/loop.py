@@ -18,7 +18,7 @@ from peft.helpers import disable_input_dtype_casting
 from transformers import AttentionInterface, PreTrainedModel, Trainer
 from trl.trainer.utils import add_fused_lm_head
 
-from trainer import ladder, memory, packing
+from trainer import ladder, lowrank, memory, packing
 from trainer.crew import ALONE, Crew
 from trainer.errors import TrainingFailed
 from trainer.feed import Rows, Step, loader
@@ -27,11 +27,17 @@ from trainer.ladder import Failure, Rung
 
 @dataclass(frozen=True)
 class Manner:
-    """How steps are carried out: the layout, the rung that it begins on, whether decoder layers are compiled."""
+    """How steps are carried out: the layout, the rung that it begins on, and what makes them faster.
+
+    `compiled`: the decoder layers are compiled. `shared`: equal beginnings of a pass's rows are computed once.
+    `fused`: the adapter's layers compute as trainer/lowrank.py does.
+    """
 
     layout: str
     rung: Rung
     compiled: bool = False
+    shared: bool = False
+    fused: bool = False
 
 
 @dataclass
@@ -40,7 +46,7 @@ class Counts:
 
     trained_tokens: int = 0
     tokens: int = 0  # of rows
-    pass_tokens: int = 0  # with padding
+    pass_tokens: int = 0  # computed: with padding, without what rows share
     passes: int = 0
 
 
@@ -124,6 +130,8 @@ class StepTrainer(Trainer):  # type: ignore[misc]
             during.enter_context(_fused_head(base))
             during.enter_context(packing.attending(base, self.running.layout))
             during.enter_context(_compiled(base, self.manner.compiled))
+            if self.manner.fused:
+                during.enter_context(lowrank.fused(self.model))
             if self.args.bf16 or self.args.fp16:  # autocast casts the adapter's weights; PEFT would widen activations
                 during.enter_context(disable_input_dtype_casting(self.model))
             self.model.train()  # once: it walks through thousands of modules
@@ -155,7 +163,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         loss = torch.zeros((), dtype=torch.float64)
         counts = Counts(trained_tokens=sum(int((item.labels[1:] >= 0).sum()) for item in step.items))
         losses = []
-        for one in packing.passes(step.items, rung.tokens_per_pass, self.running.layout):
+        for one in packing.passes(step.items, rung.tokens_per_pass, self.running.layout, self.manner.shared):
             found = self._carry_out(one, step.trained_tokens)
             if found is None:
                 longest = max(one.items, key=len)

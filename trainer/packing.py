@@ -1,8 +1,9 @@
 """Layouts of a pass: rows one after another without padding, each seeing itself only, or padded side by side.
 
-`padding_free` puts whole rows into one, [1, tokens]; attention takes every row by itself, so no token can reach
-another row, whatever masks or positions say. `padded` is [rows, longest] with padding on the right, which causal
-attention never looks at. Both give the same losses and gradients up to the order of additions.
+`padding_free` puts rows into one, [1, tokens]; attention takes every row by itself, so no token can reach another row,
+whatever masks or positions say, and rows that begin alike can have that part computed once (trainer/prefixes.py).
+`padded` is [rows, longest] with padding on the right, which causal attention never looks at. Both give the same
+losses and gradients up to the order of additions.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import torch
 import torch.nn.functional as functional
 from transformers import AttentionInterface, PreTrainedModel
 
+from trainer import prefixes
 from trainer.encoding import IGNORED
 from trainer.feed import Item, learned
+from trainer.prefixes import Span
 
 PADDING_FREE, PADDED = "padding_free", "padded"
 ATTENTION = "row_by_row"
@@ -35,18 +38,23 @@ class Pass:
     """What goes through the model at once.
 
     `input_ids` and `labels` (each token's own target, IGNORED where nothing is learned) are [1, tokens] without
-    padding or [rows, longest] with it; `lengths` are those of the rows.
+    padding or [rows, longest] with it; `spans` tell which tokens are whose.
     """
 
     items: list[Item]
     layout: str
     input_ids: torch.Tensor
     labels: torch.Tensor
-    lengths: tuple[int, ...]
+    spans: tuple[Span, ...]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Of the rows, with what they borrow."""
+        return tuple(span.length for span in self.spans)
 
     @property
     def tokens(self) -> int:
-        """With padding: what the pass costs."""
+        """With padding, without what is borrowed: what the pass costs."""
         return int(self.input_ids.numel())
 
 
@@ -75,20 +83,27 @@ def plan(lengths: Sequence[int], most_tokens: int, layout: str) -> list[list[int
     return passes
 
 
-def passes(items: Sequence[Item], most_tokens: int, layout: str) -> list[Pass]:
-    """The passes of a step's rows, in CPU memory."""
-    groups = plan([len(item) for item in items], most_tokens, layout)
-    return [lay_out([items[place] for place in group], layout) for group in groups]
+def passes(items: Sequence[Item], most_tokens: int, layout: str, sharing: bool = False) -> list[Pass]:
+    """The passes of a step's rows, in CPU memory; with `sharing` equal beginnings are laid out once in a pass."""
+    if sharing and layout == PADDING_FREE:
+        groups = prefixes.plan(items, most_tokens)
+    else:
+        groups = plan([len(item) for item in items], most_tokens, layout)
+    return [lay_out([items[place] for place in group], layout, sharing) for group in groups]
 
 
-def lay_out(items: list[Item], layout: str) -> Pass:
+def lay_out(items: list[Item], layout: str, sharing: bool = False) -> Pass:
     """One pass of these rows."""
     ids, labels = [item.input_ids for item in items], [learned(item.labels) for item in items]
-    lengths = tuple(len(item) for item in items)
-    if layout == PADDING_FREE:
-        return Pass(items, layout, torch.cat(ids)[None], torch.cat(labels)[None], lengths)
-    pad = torch.nn.utils.rnn.pad_sequence
-    return Pass(items, layout, pad(ids, True, PADDING), pad(labels, True, IGNORED), lengths)
+    if layout == PADDED:
+        pad = torch.nn.utils.rnn.pad_sequence
+        spans = prefixes.whole([len(item) for item in items])
+        return Pass(items, layout, pad(ids, True, PADDING), pad(labels, True, IGNORED), spans)
+    spans = prefixes.spans(items) if sharing else prefixes.whole([len(item) for item in items])
+    own_ids, own_labels = (
+        torch.cat([row[span.borrowed :] for row, span in zip(rows, spans, strict=True)])[None] for rows in (ids, labels)
+    )
+    return Pass(items, layout, own_ids, own_labels, spans)
 
 
 def inputs(one: Pass, attention: str, device: torch.device) -> dict[str, Any]:
@@ -96,14 +111,15 @@ def inputs(one: Pass, attention: str, device: torch.device) -> dict[str, Any]:
     found: dict[str, Any] = {"input_ids": one.input_ids.to(device), "use_cache": False}
     if one.layout == PADDED:
         return found
-    positions = torch.cat([torch.arange(length) for length in one.lengths])
+    positions = torch.cat([torch.arange(span.borrowed, span.length) for span in one.spans])
     found["position_ids"] = positions[None].to(device)
     if attention == FLASH:
-        longest = max(one.lengths)
-        bounds = starts(one.lengths, device)
+        assert not any(span.borrowed for span in one.spans), "flash-attn's own function joins no rows"
+        lengths = [span.length for span in one.spans]
+        longest, bounds = max(lengths), starts(lengths, device)
         found |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
     else:
-        found["row_lengths"] = one.lengths
+        found["spans"] = one.spans
     return found
 
 
@@ -114,33 +130,42 @@ def starts(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
 
 def row_by_row(
     module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-    attention_mask: torch.Tensor | None, *, row_lengths: Sequence[int], scaling: float | None = None,
+    attention_mask: torch.Tensor | None, *, spans: Sequence[Span], scaling: float | None = None,
     dropout: float = 0.0, **_: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """Causal attention of every row by itself; query [1, heads, tokens, size], keys and values may have fewer heads.
 
-    Returns [1, tokens, heads, size]. On a GPU with 16 bits all rows go through one kernel of torch.
+    Returns [1, tokens, heads, size]. On a GPU with 16 bits all rows go through one kernel of torch. A row that borrows
+    its beginning attends as a whole one; what that gives for the borrowed tokens, the lender has already.
     """
     assert attention_mask is None, "rows that lie one after another know no mask"
-    grouped = query.shape[1] != key.shape[1]
+    grouped, borrows = query.shape[1] != key.shape[1], any(span.borrowed for span in spans)
+    own, lengths = [span.own for span in spans], [span.length for span in spans]
     if dropout == 0.0 and _has_varlen(value):
         from torch.nn.attention.varlen import varlen_attn
 
-        bounds, longest = starts(row_lengths, value.device), max(row_lengths)
-        rows = [part.to(value.dtype).transpose(1, 2)[0] for part in (query, key, value)]
-        whole = varlen_attn(
-            *rows, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0), enable_gqa=grouped
-        )
-        return whole[None], None  # type: ignore[index]
-    lengths = list(row_lengths)
-    parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+        laid = [part.to(value.dtype) for part in (query, key, value)]
+        if borrows:
+            laid = [torch.cat(prefixes.joined(part.split(own, 2), spans, 2), 2) for part in laid]
+        bounds, longest = starts(lengths, value.device), max(lengths)
+        found: Any = varlen_attn(
+            *(part.transpose(1, 2)[0] for part in laid), bounds, bounds, longest, longest, scale=scaling,
+            window_size=(-1, 0), enable_gqa=grouped,
+        )  # fmt: skip
+        return (_own(found.split(lengths), spans, 0) if borrows else found)[None], None
+    rows = zip(*(prefixes.joined(part.split(own, 2), spans, 2) for part in (query, key, value)), strict=True)
     attended = [
         functional.scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=grouped
         )
-        for q, k, v in parts
+        for q, k, v in rows
     ]
-    return torch.cat(attended, 2).transpose(1, 2), None
+    return _own(attended, spans, 2).transpose(1, 2), None
+
+
+def _own(rows: Sequence[torch.Tensor], spans: Sequence[Span], dim: int) -> torch.Tensor:
+    """What the rows have of their own, one after another along `dim`."""
+    return torch.cat([row.narrow(dim, span.borrowed, span.own) for row, span in zip(rows, spans, strict=True)], dim)
 
 
 def _has_varlen(value: torch.Tensor) -> bool:
@@ -188,22 +213,29 @@ def refusal(model: PreTrainedModel) -> str:
 
 
 def is_isolated(model: PreTrainedModel) -> bool:
-    """Whether a row's scores stay the same, bit by bit, when the row before it changes; a few tokens are asked."""
-    device = model.get_input_embeddings().weight.device
+    """Whether a row's scores stay the same, bit by bit, when the row before it changes; a few tokens are asked.
+
+    Asked of whole rows and, but for flash-attn, of one that borrows its beginning from a row that goes on otherwise.
+    """
+    device, attention = model.get_input_embeddings().weight.device, model.config._attn_implementation
     words = min(model.config.get_text_config().vocab_size, 64)
-    other, row = torch.arange(7) % words, torch.arange(3, 14) % words
+    alike, other, row = torch.arange(prefixes.LEAST) % words, torch.arange(7) % words, torch.arange(3, 14) % words
     training = model.training
     model.eval()
     try:
-        scores = []
-        for first in (other, other.flip(0)):
-            items = [Item("", first, first), Item("", row, row)]
-            given = inputs(lay_out(items, PADDING_FREE), model.config._attn_implementation, device)
-            with torch.no_grad():
-                scores.append(model(**given).logits[0, len(other) :])
+        for sharing in (False, True) if attention != FLASH else (False,):
+            scores = []
+            for end in (other, other.flip(0)):
+                ids = [torch.cat([alike, end]), torch.cat([alike, row])]
+                items = [Item("", one, one.new_full(one.shape, IGNORED)) for one in ids]
+                given = inputs(lay_out(items, PADDING_FREE, sharing), attention, device)
+                with torch.no_grad():
+                    scores.append(model(**given).logits[0, len(ids[0]) :])
+            if not torch.equal(*scores):
+                return False
     finally:
         model.train(training)
-    return bool(torch.equal(*scores))
+    return True
 
 
 def loss(model: Any, one: Pass, attention: str, device: torch.device) -> torch.Tensor:

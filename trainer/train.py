@@ -101,7 +101,7 @@ def settings(parameters: Parameters, base: Base, folder: Path, examples: int) ->
         warmup_steps=warm_up(parameters, examples),
         weight_decay=parameters.weight_decay,
         max_grad_norm=parameters.max_grad_norm,
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         seed=parameters.seed,
         data_seed=parameters.seed,
         bf16=base.dtype == torch.bfloat16,
@@ -170,7 +170,13 @@ def train(
         args=settings(parameters, base, folder, len(rows)),
         rows=rows,
         per_step=per_step(parameters),
-        manner=Manner(choices.value("packing"), rung, choices.value("compile")),
+        manner=Manner(
+            layout=choices.value("packing"),
+            rung=rung,
+            compiled=choices.value("compile"),
+            shared=choices.value("shared_prefixes"),
+            fused=choices.value("adapter_kernel") == "fused",
+        ),
         crew=crew,
         say=_teller(report),
         callbacks=[Progress(report)],
@@ -211,10 +217,16 @@ def _carried_out(running: Running, steps: int, seconds: float) -> dict[str, Any]
         "pass_tokens": counts.pass_tokens,
         "train_tokens_trained": counts.trained_tokens,
         "train_tokens_per_second": round(counts.tokens / seconds, 1) if seconds else 0.0,
-        "padding_share": round(1 - counts.tokens / counts.pass_tokens, 4) if counts.pass_tokens else 0.0,
+        "padding_share": _beyond(counts.pass_tokens, counts.tokens),
+        "prefix_share": _beyond(counts.tokens, counts.pass_tokens),  # of the rows' tokens, not computed again
         "passes": counts.passes,
         "passes_per_step": round(counts.passes / steps, 2),
     }
+
+
+def _beyond(whole: int, part: int) -> float:
+    """The share of `whole` that is more than `part`."""
+    return round(1 - part / whole, 4) if whole > part else 0.0
 
 
 def _silent(*_: Any, **__: Any) -> None:

@@ -305,6 +305,44 @@ def test_nothing_is_compiled_for_a_short_training(least: int, steps: int, value:
     assert (found.value, found.reason) == (value, reason)
 
 
+@pytest.mark.parametrize(
+    ("changes", "value", "reason"),
+    [
+        ({"lora_dropout": 0.0}, True, "without dropout equal beginnings have equal states"),
+        ({"lora_dropout": 0.05}, False, "lora_dropout 0.05 draws for each row by itself"),
+        ({"lora_dropout": 0.05, "share_prefixes": True}, True, "asked for"),
+        ({"lora_dropout": 0.0, "share_prefixes": False}, False, "asked for"),
+        ({"share_prefixes": True, "packing": "padded"}, False, "only rows without padding share tokens"),
+    ],
+)
+def test_equal_beginnings_are_shared_where_that_changes_nothing(
+    changes: dict[str, Any], value: bool, reason: str
+) -> None:
+    found = training(H200, **changes)["shared_prefixes"]
+    assert (found.value, found.reason) == (value, reason)
+
+
+def test_flash_attn_shares_no_beginnings() -> None:
+    asked, device = parameters(lora_dropout=0.0), replace(H200, flash_attention=True)
+    for attention, value in (("flash_attention_2", False), ("sdpa", True)):
+        chosen = base(device, attention=attention)
+        assert for_training(asked, device, QWEN, chosen, ROWS, 8).value("shared_prefixes") is value
+
+
+@pytest.mark.parametrize(
+    ("changes", "value", "reason"),
+    [
+        ({}, "fused", "scale and sums are part of the matrix products"),
+        ({"fused_kernels": "off"}, "peft", "fused_kernels is off"),
+        ({"compile_above_steps": 1}, "peft", "the compiler fuses it itself"),
+    ],
+)
+def test_the_adapter_has_kernels_of_its_own(changes: dict[str, Any], value: str, reason: str) -> None:
+    found = training(H200, steps=8, **changes)["adapter_kernel"]
+    assert (found.value, found.reason) == (value, reason)
+
+
+LARGE = replace(CPU, memory_bytes=2 * CPU.memory_bytes)
 FLOAT32 = {"compute_dtype": "float32", "use_qlora": False}
 
 
@@ -336,13 +374,15 @@ def test_weights_are_merged_where_that_is_exact_and_memory_holds_a_copy(
     [
         (H200, QWEN, 40, {}, 40, r"all at once; \d+\.\d GB of 150\.8 GB needed"),
         (H200, SMALL, 600, {}, 256, r"more gain little; \d+\.\d GB of 150\.8 GB needed"),
-        (CPU, SMALL, 600, {}, 32, r"more gain little; \d+\.\d GB of 25\.8 GB needed"),
+        (LARGE, SMALL, 600, {}, 64, r"more gain little; \d+\.\d GB of 51\.5 GB needed"),
+        (CPU, SMALL, 600, {}, 50, r"more do not fit; \d+\.\d GB of 25\.8 GB needed"),
         (H200, QWEN, 40, {"per_device_eval_batch_size": 7}, 7, "asked for"),
         (H200, None, 40, {}, 16, "the architecture of the base is not known, so nothing can be estimated"),
         (H200, None, 3, {}, 3, "the architecture of the base is not known, so nothing can be estimated"),
         (H200, None, 40, {"per_device_eval_batch_size": 64}, 64, "asked for"),
         (H200, QWEN, 0, {}, 1, r"all at once; .*"),
-        (CPU, SMALL, 40, {}, 32, r"more gain little; .*"),
+        (LARGE, SMALL, 65, {}, 64, r"more gain little; .*"),
+        (LARGE, SMALL, 64, {}, 64, r"all at once; .*"),
     ],
 )
 def test_as_many_questions_at_a_time_as_memory_holds(

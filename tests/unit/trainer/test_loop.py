@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.unit.trainer.interrupted import ROWS
-from trainer import encoding, loop, model, train
+from trainer import encoding, loop, model, prefixes, train
 from trainer.choices import Choices
 from trainer.crew import Crew
 from trainer.errors import TrainingFailed
@@ -199,9 +199,15 @@ def test_only_memory_is_tried_again(run: Run, error: Exception, steps: int | Non
         assert run(room=90, error=error).record["steps"] == steps
 
 
-def chosen(layout: str = PADDING_FREE, tokens: int = 10_000, checkpointing: bool = False) -> Choices:
+def chosen(
+    layout: str = PADDING_FREE, tokens: int = 10_000, checkpointing: bool = False, *, shared: bool = False,
+    kernel: str = "fused",
+) -> Choices:  # fmt: skip
     choices = Choices()
-    names = {"packing": layout, "tokens_per_pass": tokens, "gradient_checkpointing": checkpointing, "compile": False}
+    names = {
+        "packing": layout, "shared_prefixes": shared, "tokens_per_pass": tokens,
+        "gradient_checkpointing": checkpointing, "compile": False, "adapter_kernel": kernel,
+    }  # fmt: skip
     for name, value in names.items():
         choices.add(name, value, "measured")
     return choices
@@ -237,8 +243,24 @@ def test_the_record_counts_tokens_and_padding(run: Run, examples: list[encoding.
         assert record["padding_share"] == (
             0 if layout == PADDING_FREE else pytest.approx(1 - tokens / padded, abs=1e-4)
         )
-        assert (record["passes"], record["passes_per_step"]) == (6, 1.0)
+        assert (record["passes"], record["passes_per_step"], record["prefix_share"]) == (6, 1.0, 0)
         assert record["train_tokens_per_second"] > 0
+
+
+def test_shared_beginnings_and_the_adapters_kernels_change_rounding_only(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefixes, "LEAST", 4)  # these rows are short
+    plain = run(choices=chosen(kernel="peft"))
+    for choices in (chosen(shared=True, kernel="peft"), chosen(kernel="fused"), chosen(shared=True)):
+        found = run(choices=choices)
+        assert found.losses == pytest.approx(plain.losses, abs=2e-4)
+        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(found.weights, plain.weights, strict=True))
+        assert (found.record["prefix_share"] > 0) == choices.value("shared_prefixes")
+        assert found.record["train_tokens"] == plain.record["train_tokens"]
+        assert found.record["pass_tokens"] == pytest.approx(
+            plain.record["pass_tokens"] * (1 - found.record["prefix_share"]), rel=1e-3
+        )
 
 
 def test_checkpointing_by_choice_gives_the_same_weights(run: Run) -> None:
@@ -261,10 +283,10 @@ def test_choices_are_made_from_parameters_base_and_examples(
 ) -> None:
     found = train.choose(tiny_parameters(compile_above_steps=60, gradient_checkpointing="auto"), base, examples)
     assert [choice.name for choice in found.values()] == [
-        "packing", "gradient_checkpointing", "tokens_per_pass", "compile"
+        "packing", "shared_prefixes", "gradient_checkpointing", "tokens_per_pass", "compile", "adapter_kernel"
     ]  # fmt: skip
     assert (found.value("packing"), found.value("gradient_checkpointing")) == (PADDING_FREE, False)
-    assert found.value("compile") is True
+    assert (found.value("compile"), found.value("adapter_kernel")) == (True, "peft")
     assert all(choice.reason for choice in found.values())
 
 
@@ -297,15 +319,18 @@ def test_layers_are_compiled_from_a_number_of_steps_on(
     assert all(layer._compiled_call_impl is None for layer in base.model.base_model.layers)
 
 
+@pytest.mark.parametrize("fused", ["auto", "off"])
 @pytest.mark.parametrize("changes", [{"compute_dtype": "bfloat16"}, {"use_qlora": True}])
 def test_an_adapter_is_trained_in_32_bits_on_a_base_of_fewer(
-    examples: list[encoding.Example], tiny_base: Path, tiny_parameters: Any, tmp_path: Path, changes: dict[str, Any]
-) -> None:
-    parameters = tiny_parameters(max_steps=6, per_device_train_batch_size=4, **changes)
+    examples: list[encoding.Example], tiny_base: Path, tiny_parameters: Any, tmp_path: Path, changes: dict[str, Any],
+    fused: str,
+) -> None:  # fmt: skip
+    parameters = tiny_parameters(max_steps=6, per_device_train_batch_size=4, fused_kernels=fused, **changes)
     base = model.load_base(str(tiny_base), parameters)
     adapted = model.attach_adapter(base, parameters)
     inner: list[torch.dtype] = []
-    layer = next(m for name, m in adapted.named_modules() if name.endswith("q_proj.lora_A.default"))
+    name = "q_proj" if parameters.fused_kernels == "auto" else "q_proj.lora_A.default"
+    layer = next(m for found, m in adapted.named_modules() if found.endswith(name))
     layer.register_forward_hook(lambda module, given, out: inner.append(given[0].dtype) if module.training else None)
     record = train.train(adapted, base, examples, parameters, tmp_path, lambda *_, **__: None)
     assert record["layout"] == PADDING_FREE and record["last_loss"] < record["first_loss"]

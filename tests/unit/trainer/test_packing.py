@@ -175,17 +175,19 @@ def test_every_layout_gives_the_gradients_of_trl(
     trained = sum(int((item.labels != IGNORED).sum()) for item in items)
     loss, wanted = by_trl(adapted, base, items, tmp_path)
     assert any(bool(gradient.any()) for gradient in wanted)
-    for layout in (PADDING_FREE, PADDED):
+    for layout, sharing in ((PADDING_FREE, False), (PADDED, False), (PADDING_FREE, True)):
         for most in (10_000, 80, 1):  # all at once, some passes, one by one
-            total = 0.0
+            total, computed = 0.0, 0
             with packing.attending(base.model, layout):
-                for one in packing.passes(items, most, layout):
+                for one in packing.passes(items, most, layout, sharing):
+                    computed += one.tokens
                     part = packing.loss(adapted, one, base.model.config._attn_implementation, CPU) / trained
                     part.backward()  # type: ignore[no-untyped-call]
                     total += float(part.detach())
+            assert (computed < sum(map(len, items))) == (sharing and most == 10_000), "each in a pass of its own"
             assert total == pytest.approx(loss, abs=1e-5)
             for name, a, b in zip(names(adapted), gradients(adapted), wanted, strict=True):
-                assert torch.allclose(a, b, atol=1e-6, rtol=1e-4), f"{layout} {most} {name}"
+                assert torch.allclose(a, b, atol=1e-6, rtol=1e-4), f"{layout} {sharing} {most} {name}"
 
 
 def names(adapted: Any) -> list[str]:

@@ -113,7 +113,7 @@ def test_only_the_assistants_tokens_reach_the_loss(
     rows = zip(one.labels.tolist(), one.input_ids.tolist(), strict=True)
     if layout == "padding_free":
         ((labels, ids),) = rows
-        bounds = [0, *itertools.accumulate(one.lengths)]
+        bounds = [0, *itertools.accumulate(span.own for span in one.spans)]
         rows = [(labels[start:end], ids[start:end]) for start, end in itertools.pairwise(bounds)]  # type: ignore[assignment]
         assert bounds[-1] == len(ids)
     learned = []
