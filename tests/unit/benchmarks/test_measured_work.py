@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu_parts, training
-from benchmarks.line import plain_settings
+from benchmarks.line_sides import plain_settings
 from trainer.config import Parameters
 from trainer.encoding import IGNORED
 
