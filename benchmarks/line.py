@@ -61,7 +61,7 @@ def measure(bench: Bench, rounds: int) -> None:
     sides = {"ours": mine[-1], TUNED: tuned[-1], FOUND: found[-1], "ours as shipped": shipped}
     print(f"## The job of {len(bench.stages)} stages\n\n`python benchmarks/line.py --rounds {rounds}`. {described()}\n")
     print("\n".join(tables.side_table(mine, tuned, found, shipped)) + "\n")
-    print(tables.verdict(mine, tuned, found) + "\n")
+    print(tables.verdict(mine, tuned, found, bench.is_whole) + "\n")
     print("\n".join(tables.count_table(sides)) + "\n")
     print("\n".join(tables.score_table(sides)) + "\n")
     print("### Where the time of a stage goes (ours, the last run)\n")

@@ -40,6 +40,11 @@ class Bench:
     stages: tuple[str, ...]
     overrides: Mapping[str, str]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the job as it is shipped: every stage on the embedded base, no parameter set."""
+        return self.embedded and not self.overrides and list(self.stages) == stages.load().names
+
     def words(self, more: Mapping[str, str]) -> list[str]:
         """Options of `trainer run`."""
         found = ["--stages", ",".join(self.stages), "--gate", "off", "--data-root", str(self.data_root)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from benchmarks import line_sides
 from benchmarks.line_sides import Bench
 from benchmarks.line_tables import COUNTS, SHOWN
+from trainer import stages
 from trainer.workshop import WORKER_ENVIRONMENT
 
 Started = list[tuple[list[str], dict[str, str]]]
@@ -40,6 +42,14 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
 @pytest.fixture
 def bench(tiny_data: Path, tmp_path: Path) -> Bench:
     return Bench(tmp_path, tmp_path / "base", tiny_data, False, ("sample", "style"), {"gate_questions": "trained"})
+
+
+def test_the_whole_job_has_every_stage_the_embedded_base_and_nothing_set(bench: Bench) -> None:
+    names = tuple(stages.load().names)
+    whole = replace(bench, embedded=True, stages=names, overrides={})
+    assert whole.is_whole
+    for change in ({"embedded": False}, {"stages": names[:-1]}, {"overrides": {"max_steps": "2"}}):
+        assert not replace(whole, **change).is_whole
 
 
 def known(command: list[str]) -> str:

@@ -50,10 +50,15 @@ def test_a_part_that_took_no_time_has_no_ratio() -> None:
 
 @pytest.mark.parametrize(("seconds", "said"), [(80.0, "4.00, met."), (79.8, "3.99, missed.")])
 def test_the_aim_is_about_the_scripts_as_found_and_both_ratios_are_told(seconds: float, said: str) -> None:
-    text = tables.verdict([a_run(20.0)], [a_run(500.0)], [a_run(seconds)])
+    text = tables.verdict([a_run(20.0)], [a_run(500.0)], [a_run(seconds)], whole=True)
     assert text == (
         f"The aim of at least 4 is about the scripts as found, the obvious way: {said} Of the scripts, tuned: 25.00."
     )
+
+
+def test_a_part_of_the_job_neither_meets_nor_misses_the_aim() -> None:
+    text = tables.verdict([a_run(20.0)], [a_run(500.0)], [a_run(80.0)], whole=False)
+    assert ": 4.00, of a part of the job" in text and " met" not in text and "tuned: 25.00." in text
 
 
 def test_sides_that_did_other_work_are_an_error() -> None:
