@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import os
 import statistics
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the supervisor starts the worker
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from benchmarks.machine import REPOSITORY, described, embedded_base
+from benchmarks.machine import REPOSITORY, described, embedded_base, quiet
 from trainer import config, encoding, evaluate, stages
 from trainer.data import load_rows
 
@@ -108,15 +106,6 @@ def ways() -> list[Way]:
         Way("ours, merged", by_decoder, BATCH, merged=True),
         Way("generate(), merged", by_generate, 16, merged=True),
     ]
-
-
-@contextlib.contextmanager
-def quiet(folder: Path) -> Iterator[None]:
-    """The loops' own words go to a file."""
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    with (folder / "output.log").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        warnings.simplefilter("ignore")
-        yield
 
 
 def table(found: list[tuple[Way, Ran]]) -> Iterator[str]:

@@ -109,8 +109,9 @@ class Bench:
             process.wait()
         seconds = time.monotonic() - began
         if not self._ended(what, process):
-            words = ["-m", "trainer", "cancel", "--project-root", str(root)]  # the plan goes on without its watcher
-            subprocess.run([sys.executable, *words], cwd=REPOSITORY, capture_output=True, check=False, timeout=120)
+            # The plan goes on without its watcher.
+            cancel = [sys.executable, "-m", "trainer", "cancel", "--project-root", str(root)]
+            subprocess.run(cancel, cwd=REPOSITORY, capture_output=True, check=False, timeout=120)
             return None
         times: dict[str, float] = {}
         for stage in stages.load().stages:

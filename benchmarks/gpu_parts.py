@@ -89,7 +89,7 @@ def write_base(folder: Path, size: Size, corpus: Path, emit: Emit) -> None:
             room = size.shard_bytes
         shards[-1].append(name)
         room -= 2 * shaped.numel()
-    places = {}
+    places: dict[str, str] = {}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     draw = torch.Generator(device).manual_seed(42)
     for number, names in enumerate(shards, 1):
@@ -188,6 +188,7 @@ class Measure:
         )  # fmt: skip
         self._steps(rows, replace(values, max_steps=1))
         _forget_peak()
+        assert self.base is not None
         found = self._steps(rows, replace(values, max_steps=self.size.steps))
         seconds, tokens = found["spent"]["train_seconds"], self.size.steps * sum(len(row.input_ids) for row in rows)
         trained = self.size.steps * sum(row.trained_tokens for row in rows)
@@ -249,7 +250,7 @@ def packable(step_tokens: int, row_tokens: int) -> list[Example]:
 
     Half of every row carries loss, as in the tutors' data.
     """
-    rows = []
+    rows: list[Example] = []
     for _ in range(step_tokens // row_tokens):
         for part in (2, 4, 8, 8):
             length = row_tokens // part

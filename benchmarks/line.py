@@ -3,255 +3,67 @@ for its scores.
 
     python benchmarks/line.py [--rounds 1] [--base FOLDER --data-root DIR --stages A,B --set NAME=VALUE …]
 
-Both sides have the same base on the same disk, the same rows, epochs, batches, rates and LoRA settings, answer the same
-questions with the same cap, the base's answers included (each question once), and score with the same metrics. What the
-other side runs are benchmarks/sequential/{train,generate,score}.py: TRL's SFTTrainer, PEFT, `model.generate`, the
-examples tokenised to the very ids that ours trains. Steps, trained tokens and questions that differ are an error; the
-generated tokens and the scores are shown. A round is ours, theirs, ours. One more run of ours is as shipped (answers
-capped by the length of the references). The scripts are started with the variables that our worker has, among them that
-of GNU OpenMP's spinning, without which a busy machine slows them down several times. Then: where the time of each stage
-goes, and what our own checks take of it.
+All sides have the same base on the same disk, the same rows, epochs, batches, rates and LoRA settings, answer the
+same questions with the same cap and score with the same metrics, in float32. What the other side runs are
+benchmarks/sequential/{train,generate,score}.py: TRL's SFTTrainer, PEFT, `model.generate`, the examples tokenised to
+the very ids that ours trains. They run in two ways. "Scripts as found", which the aim is about: the environment as it
+is here, TRL's own defaults for what shapes speed and memory alone, the base asked anew in each stage. "Scripts,
+tuned": with what ours knows, that is our worker's variables (among them that of GNU OpenMP's spinning, without which
+a busy machine slows them down several times), no gradient checkpointing, and the base's answers kept from stage to
+stage. Steps, trained tokens and questions that differ are an error; the generated tokens and the scores are shown. A
+round is ours, tuned, ours, as found. One more run of ours is as shipped (answers capped by the length of the
+references). Then: where the time of each stage goes, and what our own checks take of it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import line_tables as tables
-from benchmarks.line_tables import COUNTS, SHOWN, Run
-from benchmarks.machine import REPOSITORY, described, embedded_base
-from trainer import config, stages
-from trainer.data import load_rows, resolve_root
-from trainer.evaluate import gate_questions
-from trainer.workshop import WORKER_ENVIRONMENT
+from benchmarks.line_sides import EQUAL, Bench, ours, scripts
+from benchmarks.line_tables import COUNTS, FOUND, TUNED, Run
+from benchmarks.machine import described, embedded_base
+from trainer import stages
+from trainer.data import resolve_root
 
-# The same number of generated tokens on both sides: without the cap that ours takes from the references.
-EQUAL = {name: "0" for name in ("max_new_tokens_ratio",) if name in config.FIELDS}
-SEQUENTIAL = Path(__file__).resolve().parent / "sequential"
+# Plain scripts keep no answers, so those as found ask the base anew in each stage; all else is the same work.
+FOUND_COUNTS = tuple(name for name in COUNTS if name != "base_answered")
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What both sides are given."""
-
-    folder: Path
-    base: Path
-    data_root: Path
-    embedded: bool
-    stages: tuple[str, ...]
-    overrides: Mapping[str, str]
-
-    def words(self, more: Mapping[str, str]) -> list[str]:
-        """Options of `trainer run`."""
-        found = ["--stages", ",".join(self.stages), "--gate", "off", "--data-root", str(self.data_root)]
-        settings = {**self.overrides, **more}
-        if self.embedded:
-            found += ["--profile", "embedded"]
-        else:
-            settings["model_name_or_path"] = str(self.base)
-        return found + [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-
-    def parameters(self, stage: str) -> config.Parameters:
-        """As `trainer run` resolves them for a stage."""
-        overrides = config.overrides_from({**self.overrides, **EQUAL}, {}, "benchmark")
-        return stages.load().resolve(stage, "embedded" if self.embedded else "", overrides)[0]
-
-
-def ours(bench: Bench, more: Mapping[str, str]) -> Run:
-    """The plan on a fresh project root that has the base, and nothing else."""
-    root = bench.folder / "root"
-    shutil.rmtree(root, ignore_errors=True)
-    root.mkdir()
-    if bench.embedded:
-        shutil.copytree(bench.base.parent, root / "models")
-    started = time.monotonic()
-    _process([sys.executable, "-m", "trainer", "run", "--project-root", root, *bench.words(more)], bench.folder)
-    run = Run(time.monotonic() - started)
-    table = stages.load()
-    base_tokens, asked = _base_answers(root), 0
-    for name in bench.stages:
-        path = root / "outputs" / "adapter" / table.stage(name).adapter / f"eval_report_{name}.json"
-        report = json.loads(path.read_text(encoding="utf-8"))
-        evaluations = report["evaluations"]
-        run.parts[name] = {part.removesuffix("_seconds"): value for part, value in report["times"].items()}
-        run.parts[name]["not told"] = max(0.0, report["wall_seconds"] - sum(run.parts[name].values()))
-        run.counts[name] = {
-            "steps": report["training"]["steps"],
-            "trained_tokens": _trained(report["training"]),
-            "answered": sum(len(item["result"]["rows"]) for item in evaluations),
-            "generated_tokens": sum(item["tokens"] for item in evaluations),
-            "base_answered": 0,
-            "base_tokens": 0,
-        }
-        asked += len({row["id"] for item in evaluations for row in item["result"]["rows"]})
-        for item in evaluations:
-            run.scores[f"{name}: {item['name']}, adapter"] = item["result"]["summary"]
-            run.scores[f"{name}: {item['name']}, base"] = item["base"]
-    # Which stage had the base asked is not recorded: each question is asked once in a plan.
-    run.counts[bench.stages[0]] |= {"base_answered": len(base_tokens), "base_tokens": sum(base_tokens)}
-    run.supervisor = _supervisor_seconds(root, bench.stages)
-    return run
-
-
-def _base_answers(root: Path) -> list[int]:
-    """The tokens of each answer of the base."""
-    files = (root / "outputs" / "cache").glob("base_answers_*.json")
-    return [item["tokens"] for path in files for item in json.loads(path.read_text("utf-8"))["answers"].values()]
-
-
-def _trained(training: Mapping[str, Any]) -> int:
-    return round(training["trained_tokens"] * training["epochs"])
-
-
-def _supervisor_seconds(root: Path, names: Iterable[str]) -> dict[str, float]:
-    """Per stage the time between the worker's last file and the worker's next job, or the plan's end.
-
-    In it the supervisor verifies and publishes the adapter, writes the states, and decides what comes next.
-    """
-    lines = (root / "outputs" / "state" / "events.jsonl").read_text(encoding="utf-8").splitlines()
-    events = [json.loads(line) for line in lines]
-    begun = {e["stage"]: _clock(e) for e in reversed(events) if e["event"] == "phase" and e["phase"] == "loading"}
-    ended = next(_clock(event) for event in events if event["event"] == "plan ended")
-    names, found = list(names), {}
-    for name, following in zip(names, [*names[1:], ""], strict=True):
-        report = root / "outputs" / "adapter" / stages.load().stage(name).adapter / f"eval_report_{name}.json"
-        found[name] = begun.get(following, ended) - report.stat().st_mtime
-    return found
-
-
-def _clock(event: Mapping[str, Any]) -> float:
-    return datetime.fromisoformat(event["time"]).timestamp()
-
-
-def theirs(bench: Bench) -> Run:
-    """Three processes for each stage, one after the other."""
-    table = stages.load()
-    out = bench.folder / "sequential"
-    shutil.rmtree(out, ignore_errors=True)
-    run = Run()
-    known = out / "base_answers.json"
-    for name in bench.stages:
-        folder = out / name
-        folder.mkdir(parents=True)
-        stage, parameters = table.stage(name), bench.parameters(name)
-        rows = bench.data_root / stage.data
-        settings = folder / "settings.json"
-        settings.write_text(json.dumps(plain_settings(parameters, len(load_rows(rows)))), encoding="utf-8")
-        sets = {"trained": rows} if gate_questions(stage, parameters) == "trained" else {}
-        if stage.benchmarks:
-            sets |= {key: bench.data_root / file for key, file in table.benchmarks.items()}
-        questions = [f"{key}={file}" for key, file in sets.items()]
-        given = ["--base", bench.base, "--settings", settings]
-        parts: dict[str, float] = {}
-        walls = [
-            _script("train", [*given, "--rows", rows, "--output", folder], folder),
-            _script(
-                "generate", [*given, "--adapter", folder, "--output", folder, "--known", known, *questions], folder
-            ),
-            _script("score", ["--output", folder, *questions], folder),
-        ]
-        found = {script: json.loads((folder / f"{script}.json").read_text("utf-8")) for script in ("train", "generate")}
-        for figures in found.values():
-            for part in ("import", "load", "data", "train", "save", "generate", "base"):
-                parts[part] = parts.get(part, 0.0) + figures.get(part, 0.0)
-        parts["score"] = walls[2]
-        parts["rest"] = sum(walls) - sum(parts.values())
-        run.seconds += sum(walls)
-        run.parts[name] = parts
-        counts = {**found["train"], **found["generate"]}
-        counts["trained_tokens"] = _trained(counts)
-        run.counts[name] = {key: counts[key] for key in (*COUNTS, *SHOWN)}
-        for key, of_set in json.loads((folder / "scores.json").read_text(encoding="utf-8")).items():
-            run.scores |= {f"{name}: {key}, {model}": summary for model, summary in of_set.items()}
-    return run
-
-
-def plain_settings(parameters: config.Parameters, rows: int) -> dict[str, Any]:
-    """What the scripts of the other side are told: the same values, by the names of TRL and PEFT."""
-    from trainer.train import warm_up
-
-    same = (
-        "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
-        "lr_scheduler_type", "weight_decay", "max_grad_norm", "seed",
-    )  # fmt: skip
-    targets = parameters.lora_target_modules
-    return {
-        "dtype": "float32",
-        "max_new_tokens": parameters.max_new_tokens,
-        "logging_steps": parameters.logging_steps,
-        "training": {
-            **{name: getattr(parameters, name) for name in same},
-            "warmup_steps": warm_up(parameters, rows),
-            "optim": "adamw_torch",
-            "gradient_checkpointing": parameters.gradient_checkpointing is True,
-            "bf16": False,
-            "use_cpu": True,
-        },
-        "lora": {
-            "r": parameters.lora_r,
-            "lora_alpha": parameters.lora_alpha,
-            "lora_dropout": parameters.lora_dropout,
-            "target_modules": targets if targets == "all-linear" else targets.split(","),
-        },
-    }
-
-
-def _script(name: str, words: list[Any], folder: Path) -> float:
-    """Wall seconds of one of the scripts."""
-    started = time.monotonic()
-    clock = [] if name == "score" else ["--started", repr(started)]
-    _process([sys.executable, SEQUENTIAL / f"{name}.py", *words, *clock], folder)
-    return time.monotonic() - started
-
-
-def _process(command: list[Any], folder: Path) -> None:
-    """Run it; its output is shown only when it fails."""
-    environment = {**WORKER_ENVIRONMENT, **os.environ, "HF_HUB_OFFLINE": "1"}
-    with (folder / "output.log").open("w+", encoding="utf-8", errors="replace") as log:
-        done = subprocess.run(
-            [str(word) for word in command], cwd=REPOSITORY, env=environment, stdout=log, stderr=log, check=False
-        )
-        log.seek(0)
-        if done.returncode:
-            raise SystemExit(f"{log.read()[-8000:]}\nerror: {command[1:4]} ended with exit code {done.returncode}")
-
-
-def check_equal(mine: Run, other: Run) -> None:
-    """SystemExit unless both sides did the same work."""
-    for name in COUNTS:
+def check_equal(mine: Run, other: Run, side: str, counts: Iterable[str] = COUNTS) -> None:
+    """SystemExit unless both sides did the same work, by these counts; `side` is the other one's name."""
+    for name in counts:
         found = mine.count(name), other.count(name)
         if found[0] != found[1]:
-            raise SystemExit(f"error: the sides differ: {name.replace('_', ' ')} {found[0]} (ours) and {found[1]}")
+            title = name.replace("_", " ")
+            raise SystemExit(f"error: the sides differ: {title} {found[0]} (ours) and {found[1]} ({side})")
 
 
 def measure(bench: Bench, rounds: int) -> None:
-    """Run both sides in turn and print the tables."""
+    """Run all sides in turn and print the tables."""
     mine: list[Run] = []
-    other: list[Run] = []
+    tuned: list[Run] = []
+    found: list[Run] = []
     for _ in range(rounds):
         mine.append(ours(bench, EQUAL))
-        other.append(theirs(bench))
+        tuned.append(scripts(bench, tuned=True))
         mine.append(ours(bench, EQUAL))
-        check_equal(mine[-1], other[-1])
+        check_equal(mine[-1], tuned[-1], TUNED)
+        found.append(scripts(bench, tuned=False))
+        check_equal(mine[-1], found[-1], FOUND, FOUND_COUNTS)
     shipped = ours(bench, {})
+    sides = {"ours": mine[-1], TUNED: tuned[-1], FOUND: found[-1], "ours as shipped": shipped}
     print(f"## The job of {len(bench.stages)} stages\n\n`python benchmarks/line.py --rounds {rounds}`. {described()}\n")
-    for rows in (tables.side_table(mine, other, shipped), tables.count_table(mine[-1], other[-1], shipped)):
-        print("\n".join(rows) + "\n")
-    print("\n".join(tables.score_table(mine[-1], other[-1], shipped)) + "\n")
+    print("\n".join(tables.side_table(mine, tuned, found, shipped)) + "\n")
+    print(tables.verdict(mine, tuned, found, bench.is_whole) + "\n")
+    print("\n".join(tables.count_table(sides)) + "\n")
+    print("\n".join(tables.score_table(sides)) + "\n")
     print("### Where the time of a stage goes (ours, the last run)\n")
     print("\n".join(tables.stage_table(mine[-1])) + "\n")
     print("### What our own checks take\n")
@@ -264,7 +76,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="a base model's folder (default: the embedded one, built first)")
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--stages", default=",".join(stages.load().names))
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter, for both sides")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter, for all sides")
     given = parser.parse_args()
     overrides = dict(item.split("=", 1) for item in given.set)
     with tempfile.TemporaryDirectory(prefix="stagegate_bench_") as name:

@@ -1,4 +1,4 @@
-"""The tables of benchmarks/line.py: both sides part by part, their work and scores, where the time of a stage goes."""
+"""The tables of benchmarks/line.py: its sides part by part, their work and scores, where the time of a stage goes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+AIM = 4.0  # times the speed of the obvious sequential way, as people's scripts go
 CHECK_AIM = 0.02  # of a stage's time
-COUNTS = ("steps", "trained_tokens", "answered", "base_answered")  # must be the same on both sides
+TUNED, FOUND = "scripts, tuned", "scripts as found"
+COUNTS = ("steps", "trained_tokens", "answered", "base_answered")  # must be the same on all sides
 SHOWN = ("generated_tokens", "base_tokens")
 
 
@@ -37,32 +39,57 @@ PARTS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def side_table(mine: list[Run], other: list[Run], shipped: Run) -> Iterable[str]:
-    """Seconds of both sides, part by part."""
-    yield "| seconds (median) | ours | one process after the other | ratio | ours as shipped |\n|---|---|---|---|---|"
-    rest: list[Callable[[Run], float]] = [lambda run: run.seconds - sum(run.total(*names) for names in PARTS.values())]
-    rows = {name: (lambda run, names=names: run.total(*names)) for name, names in PARTS.items()}
-    for name, value in {**rows, "rest": rest[0], "**the whole job**": lambda run: run.seconds}.items():
-        pair = statistics.median(map(value, mine)), statistics.median(map(value, other))
-        ratio = f"{pair[1] / pair[0]:.1f}" if pair[0] > 0.05 and pair[1] > 0.05 else "–"
-        yield f"| {name} | {pair[0]:.1f} | {pair[1]:.1f} | {ratio} | {value(shipped):.1f} |"
+def side_table(mine: list[Run], tuned: list[Run], found: list[Run], shipped: Run) -> Iterable[str]:
+    """Seconds of all sides, part by part; a ratio is that of the column before it to ours."""
+    yield f"| seconds (median) | ours | {TUNED} | ratio | {FOUND} | ratio | ours as shipped |"
+    yield "|---|---|---|---|---|---|---|"
+    rows: dict[str, Callable[[Run], float]] = {
+        name: (lambda run, names=names: run.total(*names))  # type: ignore[misc]
+        for name, names in PARTS.items()
+    }
+    rows["rest"] = lambda run: run.seconds - sum(run.total(*names) for names in PARTS.values())
+    rows["the job without the base's answers"] = lambda run: run.seconds - run.total("base")
+    rows["**the whole job**"] = lambda run: run.seconds
+    for name, value in rows.items():
+        own = statistics.median(map(value, mine))
+        cells = []
+        for other in (tuned, found):
+            seconds = statistics.median(map(value, other))
+            cells += [f"{seconds:.1f}", f"{seconds / own:.1f}" if own > 0.05 and seconds > 0.05 else "–"]
+        yield f"| {name} | {own:.1f} | {' | '.join(cells)} | {value(shipped):.1f} |"
 
 
-def count_table(mine: Run, other: Run, shipped: Run) -> Iterable[str]:
-    """The work of both sides."""
-    yield "| work | ours | one process after the other | ours as shipped |\n|---|---|---|---|"
+def verdict(mine: list[Run], tuned: list[Run], found: list[Run], whole: bool) -> str:
+    """Which ratio the aim is about, and whether it is met; a part of the job (not `whole`) cannot say that."""
+    own = statistics.median(run.seconds for run in mine)
+    times = {
+        side: statistics.median(run.seconds for run in runs) / own for side, runs in ((TUNED, tuned), (FOUND, found))
+    }
+    met = (
+        ("met" if times[FOUND] >= AIM else "missed") if whole else "of a part of the job, which is not what it is about"
+    )
+    return (
+        f"The aim of at least {AIM:g} is about the {FOUND}, the obvious way: {times[FOUND]:.2f}, {met}. "
+        f"Of the {TUNED}: {times[TUNED]:.2f}."
+    )
+
+
+def count_table(sides: Mapping[str, Run]) -> Iterable[str]:
+    """The work of all sides."""
+    yield f"| work | {' | '.join(sides)} |\n|---|{'---|' * len(sides)}"
     for name in (*COUNTS, *SHOWN):
-        cells = " | ".join(f"{run.count(name)}" for run in (mine, other, shipped))
+        cells = " | ".join(f"{run.count(name)}" for run in sides.values())
         yield f"| {name.replace('_', ' ')} | {cells} |"
 
 
-def score_table(mine: Run, other: Run, shipped: Run) -> Iterable[str]:
-    """The scores of both sides."""
-    metrics = [name for name in next(iter(mine.scores.values())) if any(s[name]["n"] for s in mine.scores.values())]
-    yield "| questions | metric | ours | one process after the other | ours as shipped |\n|---|---|---|---|---|"
-    for key in mine.scores:
+def score_table(sides: Mapping[str, Run]) -> Iterable[str]:
+    """The scores of all sides; the first one's say which metrics are shown."""
+    own = next(iter(sides.values())).scores
+    metrics = [name for name in next(iter(own.values())) if any(scores[name]["n"] for scores in own.values())]
+    yield f"| questions | metric | {' | '.join(sides)} |\n|---|---|{'---|' * len(sides)}"
+    for key in own:
         for metric in metrics:
-            values = [run.scores[key][metric]["value"] for run in (mine, other, shipped)]
+            values = [run.scores[key][metric]["value"] for run in sides.values()]
             if values[0] is not None:
                 cells = " | ".join("–" if value is None else f"{value:.3f}" for value in values)
                 yield f"| {key} | {metric.replace('_', ' ')} | {cells} |"

@@ -1,10 +1,14 @@
-"""What a table was measured on: processor, memory, GPU, versions, date and commit, as one line of Markdown."""
+"""What the benchmarks share: what a table was measured on (one line of Markdown), the base, and quiet."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import platform
 import subprocess
+import warnings
+from collections.abc import Iterator
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -44,6 +48,15 @@ def embedded_base() -> Path:
     from trainer.base import build
 
     return build(REPOSITORY / ".stagegate" / "bench" / "models", REPOSITORY / "data" / "corpus", say=lambda text: None)
+
+
+@contextlib.contextmanager
+def quiet(folder: Path) -> Iterator[None]:
+    """The loops' own words go to a file."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    with (folder / "output.log").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _python() -> str:

@@ -12,15 +12,12 @@ example, so a step has other tokens. Padding is counted where it is computed, at
 from __future__ import annotations
 
 import argparse
-import contextlib
-import logging
 import os
 import random
 import statistics
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the supervisor starts the worker: both sides have it here
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from benchmarks.machine import REPOSITORY, described, embedded_base
+from benchmarks.machine import REPOSITORY, described, embedded_base, quiet
 from trainer import config, encoding, stages
 from trainer.data import read_rows
 from trainer.encoding import IGNORED, Example
@@ -95,7 +92,7 @@ class Bench:
         from datasets import Dataset
         from trl import SFTConfig, SFTTrainer
 
-        from benchmarks.line import plain_settings
+        from benchmarks.line_sides import plain_settings
         from trainer.model import attach_adapter, detach_adapter
 
         settings = {**plain_settings(values, len(rows))["training"], "logging_steps": values.logging_steps}
@@ -137,15 +134,6 @@ class Bench:
         return Ran(seconds, steps, round(tokens), round(trained), counted["computed"])
 
 
-@contextlib.contextmanager
-def quiet(folder: Path) -> Iterator[None]:
-    """The loops' own words go to a file."""
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    with (folder / "output.log").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        warnings.simplefilter("ignore")
-        yield
-
-
 def _parameters() -> config.Parameters:
     return stages.load().resolve("style", "embedded", {})[0]
 
@@ -184,6 +172,8 @@ def measure(bench: Bench, title: str, rows: list[Example], values: config.Parame
                 continue
             try:
                 found[name].append(bench.run(ways[name], rows, values))
+            # What TRL says where its padding_free cannot run (a kernel, a package or a version that is not here) is not
+            # of one kind: it is told below the table. Ours and plain TRL have no such excuse.
             except (ValueError, RuntimeError, ImportError, NotImplementedError) as problem:
                 if not name.startswith("TRL, "):
                     raise

@@ -104,7 +104,7 @@ class Bench:
             (folder / f"{name}.yml").write_text(text)
 
     def _play(self, name: str) -> None:
-        command = [Path(sys.executable).parent / "ansible-playbook", "-i", self.folder / "hosts.json"]
+        command: list[str | Path] = [Path(sys.executable).parent / "ansible-playbook", "-i", self.folder / "hosts.json"]
         done = subprocess.run(
             [*command, self.folder / f"{name}.yml"], cwd=REPOSITORY, capture_output=True, text=True, check=False
         )

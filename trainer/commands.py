@@ -1,70 +1,23 @@
-"""What each command of the command line does. No torch."""
+"""What each command of the command line does: here those that begin, watch and end the work. No torch."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trainer import (
-    arrival,
-    artifacts,
-    base,
-    config,
-    content,
-    courier,
-    credentials,
-    diagnose,
-    evaluate,
-    ledger,
-    listing,
-    outlook,
-    precheck,
-    process,
-    publication,
-    recovery,
-    release,
-    repository,
-    source,
-    stages,
-    steps,
-    supervisor,
-    tables,
-    watch,
-    workshop,
-)
+from trainer import base, credentials, handover, recovery, stages, steps, supervisor, views, watch, workshop
 from trainer import plan as plans
+from trainer.answers import Arguments, answer, training_root
 from trainer.bundle import command as bundle_command
 from trainer.cli import request_from
-from trainer.errors import InputError, NotReady
-from trainer.state import Layout, StateError, read_stage
-
-Arguments = argparse.Namespace
-
-
-def answer(arguments: Arguments, value: dict[str, Any]) -> None:
-    """Print an answer: as one JSON object, or its lines."""
-    if arguments.json:
-        print(json.dumps(value, ensure_ascii=False))
-    else:
-        print("\n".join(value.get("lines") or []), end="\n" if value.get("lines") else "")
-
-
-def training_root(root: Path) -> Layout:
-    """The layout of a root that may be trained in; a copy that was collected from a host may not."""
-    layout = Layout(root)
-    if (layout.outputs / artifacts.COLLECTED).exists():
-        raise InputError(
-            f"{layout.outputs} is a copy that was collected from a host; name the host's folder with --project-root"
-        )
-    return layout
+from trainer.errors import InputError
+from trainer.state import Layout
 
 
 def submit(arguments: Arguments, root: Path) -> int:
@@ -177,215 +130,10 @@ def cancel(arguments: Arguments, root: Path) -> int:
     return 0
 
 
-def status(arguments: Arguments, root: Path) -> int:
-    layout = Layout(root)
-    trouble = ""
-    if not (layout.outputs / artifacts.COLLECTED).exists():
-        try:
-            recovery.mark_lost(layout)
-        except recovery.Unwritten as problem:
-            trouble = str(problem)
-    record = plans.read_record(layout)
-    states, unreadable = {}, []
-    for name in stages.load().names:
-        try:
-            states[name] = read_stage(layout, name)
-        except StateError as problem:
-            unreadable.append(f"{name:<{watch.NAME_WIDTH}}unreadable: {problem}")
-    code, message = 0, "no plan was submitted yet"
-    if record and arguments.plan in ("", record["plan_id"]):
-        code, message = ledger.verdict(record)
-        if record["status"] != "ended":
-            message = f"plan {record['plan_id']} is {record['status']}{_held_up(record)}"
-    elif record:
-        message = f"plan {arguments.plan} had nothing to do"
-    if trouble or unreadable:
-        code, message = 7, trouble or message
-    found = {
-        "plan": record,
-        "running": plans.is_running(layout, record) if layout.state.exists() else False,
-        "stages": {name: state for name, state in states.items() if state},
-        "exit_code": code,
-        "message": message,
-        "lines": [message, *(_status_line(name, state) for name, state in states.items()), *unreadable],
-    }
-    answer(arguments, found)
-    return 0
-
-
-def _held_up(record: dict[str, Any]) -> str:
-    """What keeps a living supervisor from its work (somebody stopped it), or an empty text."""
-    who = record.get("supervisor") or {}
-    why = process.state_of(who["pid"]) if process.is_alive(who) else ""
-    return f"; its supervisor (pid {who['pid']}) {why}" if why else ""
-
-
-def _status_line(name: str, state: dict[str, Any] | None) -> str:
-    if state is None:
-        return f"{name:<{watch.NAME_WIDTH}}never ran"
-    measured = (state.get("gate") or {}).get("measured") or {}
-    scores = ", ".join(f"{metric.replace('_', ' ')} {watch.figure(item)}" for metric, item in measured.items())
-    shown = scores or state["message"] or state["phase"]
-    if state.get("stalled_since"):
-        shown += f", stalled since {state['stalled_since'][:16].replace('T', ' ')}"
-    return f"{name:<{watch.NAME_WIDTH}}{state['status']:<10}{state['updated_at'][:16].replace('T', ' ')}  {shown}"
-
-
-def params(arguments: Arguments, root: Path) -> int:
-    """The parameters; with --input the checked overrides of a request (the controller's part)."""
-    if arguments.input:
-        request = request_from(arguments)
-        stray = [name for name in request if name not in ("profile", "overrides")]
-        config.raise_findings([f"the input has no field {name!r}" for name in stray])
-        given = request.get("overrides") or {}
-        if not isinstance(given, dict):
-            raise InputError(f"the input's overrides are {given!r}; give an object of parameters")
-        overrides = config.overrides_from(given, os.environ, "variable trainer_hp_{name}")
-        for name in stages.load().names:
-            stages.load().resolve(name, str(request.get("profile") or ""), overrides)
-        print(json.dumps({"overrides": overrides}, ensure_ascii=False))
-        return 0
-    request = request_from(arguments)
-    table = stages.load()
-    stage = arguments.stage or table.names[-1]
-    values, sources = table.resolve(stage, request["profile"], request["overrides"])
-    rows = [
-        {"name": name, "value": getattr(values, name), "source": sources[name], **tables.described(item)}
-        for name, item in config.FIELDS.items()
-    ]
-    if arguments.markdown:
-        print(tables.markdown_parameters())
-    elif arguments.json:
-        print(json.dumps({"stage": stage, "parameters": rows}, ensure_ascii=False))
-    else:
-        for row in rows:
-            print(f"{row['name']} = {tables.literal(row['value'])}  [{row['source']}]\n    {row['help']}")
-    return 0
-
-
-def show_stages(arguments: Arguments, root: Path) -> int:
-    if arguments.markdown:
-        print(tables.markdown_stages())
-        return 0
-    records = [{**asdict(stage), "benchmarks": list(stage.benchmarks)} for stage in stages.load().stages]
-    lines = [
-        f"{r['name']:<{watch.NAME_WIDTH}}tag {r['tag']:<10} {r['adapter']:<18} "
-        + ", ".join(f"{name.replace('_', ' ')} >= {value:.2f}" for name, value in r["gate"].items())
-        for r in records
-    ]
-    answer(arguments, {"stages": records, "lines": lines})
-    return 0
-
-
-def show_diagnosis(arguments: Arguments, root: Path) -> int:
-    text = arguments.log.read_text(encoding="utf-8", errors="replace")
-    issues = diagnose.diagnose(text, exit_signal=None, error_kind=None, stage=arguments.stage)
-    lines = [f"{issue.severity}: {issue.cause}\n  seen: {issue.symptom}\n  do:   {issue.action}" for issue in issues]
-    answer(arguments, {"issues": [asdict(issue) for issue in issues], "lines": lines})
-    return 0
-
-
-def check(arguments: Arguments, root: Path) -> int:
-    """Data, parameters, packages and base model, or the data alone; all findings at once."""
-    request = request_from(arguments)
-    if arguments.data_only:
-        found = precheck.inspect_data(str(request.get("data_root") or ""))
-    else:
-        plan = plans.from_request(request)
-        found = precheck.inspect(plan, Layout(root))
-        if not found.errors and (line := outlook.brief(plan, Layout(root))):
-            found.lines.insert(len(found.lines) - 1, line)  # the last one is the verdict on the data
-    if arguments.json or not found.errors:
-        answer(arguments, {"lines": found.lines, "findings": [item.as_dict() for item in found.findings]})
-    found.raise_errors()
-    return 0
-
-
-def estimate(arguments: Arguments, root: Path) -> int:
-    """What a plan would take here; HostUnfit when it cannot fit at all."""
-    found = outlook.look(plans.from_request(request_from(arguments)), Layout(root))
-    answer(arguments, found)
-    outlook.refuse(found)
-    return 0
-
-
-def score(arguments: Arguments, root: Path) -> int:
-    result = evaluate.score_files(arguments.benchmark, arguments.predictions)
-    artifacts.write_score(arguments.output, result)
-    for name, item in result["summary"].items():
-        print(f"{name.replace('_', ' ')}: {watch.figure(item)}")
-    return 0
-
-
 def build_base(arguments: Arguments, root: Path) -> int:
     for name, value in workshop.WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # torch, which reads them, is imported below
     print(base.build(Layout(root).models, arguments.corpus or steps.corpus()))
-    return 0
-
-
-def show_source(arguments: Arguments, root: Path) -> int:
-    """hash, pin, pack: of the checkout that this code is; verify, publish: of the tree in the current folder."""
-    here = steps.code_root()
-    if arguments.action == "pack":
-        if arguments.output is None:
-            raise InputError("source pack needs --output FILE, the archive to write; - is standard output")
-        if str(arguments.output) == "-":
-            source.pack(here, sys.stdout.buffer)
-            return 0
-        with arguments.output.open("wb") as stream:
-            found = source.pack(here, stream)
-    elif arguments.action == "pin":
-        found = repository.pin(here, arguments.url, arguments.revision)
-    elif arguments.action == "verify":
-        found = _verified(Path.cwd(), arguments)
-    elif arguments.action == "publish":
-        found = release.publish(Layout(root), Path.cwd(), arguments.expect, arguments.commit)
-    else:
-        found = {**source.describe(here), "commit": repository.commit_of(here)}
-    words = [*found.get("lines", []), found.get("source_id") or found["commit"]]
-    answer(arguments, found if arguments.json else {"lines": words})
-    return 0
-
-
-def _verified(folder: Path, arguments: Arguments) -> dict[str, Any]:
-    record = content.read_record(folder)
-    if record is None:
-        return {"source_id": content.verify(folder, arguments.expect), "commit": ""}
-    record = content.check_release(folder, arguments.expect or record["source_id"])
-    if arguments.commit and arguments.commit != record["commit"]:
-        raise InputError(f"the code in {folder} is of commit {record['commit'] or 'unknown'}, not {arguments.commit}")
-    return {"source_id": record["source_id"], "commit": record["commit"]}
-
-
-def collect(arguments: Arguments, root: Path) -> int:
-    layout = training_root(root)
-    if not layout.plan.exists():
-        raise NotReady(f"nothing was trained in {root} yet, so there is nothing to collect; run a stage first")
-    answer(arguments, artifacts.collect(layout, arguments.anew))
-    return 0
-
-
-def export(arguments: Arguments, root: Path) -> int:
-    layout, export_id, token = Layout(root), arguments.export_id, arguments.token
-    if arguments.end:
-        answer(arguments, artifacts.end_export(layout, export_id, token))
-    else:
-        piece = (arguments.files, arguments.offset, arguments.most_bytes)
-        answer(arguments, artifacts.export(layout, export_id, *piece, token))
-    return 0
-
-
-def receive(arguments: Arguments, root: Path) -> int:
-    caps = listing.Caps(arguments.max_file_bytes, arguments.max_total_bytes)
-    order = arrival.Order(arguments.host_root, arguments.export_id, arguments.output_dir.resolve(), caps)
-    pipe = courier.Pipe()
-    pipe.answer(arrival.receive(order, pipe))
-    return 0
-
-
-def imported(arguments: Arguments, root: Path) -> int:
-    answer(arguments, publication.imported(arguments.output_dir.resolve()))
     return 0
 
 
@@ -407,19 +155,19 @@ COMMANDS: dict[str, Callable[[Arguments, Path], int]] = {
     "supervise": supervise,
     "watch": follow,
     "cancel": cancel,
-    "status": status,
-    "params": params,
-    "stages": show_stages,
-    "diagnose": show_diagnosis,
-    "check": check,
-    "estimate": estimate,
-    "score": score,
+    "status": views.status,
+    "params": views.params,
+    "stages": views.show_stages,
+    "diagnose": views.show_diagnosis,
+    "check": views.check,
+    "estimate": views.estimate,
+    "score": views.score,
     "base": build_base,
-    "source": show_source,
-    "collect": collect,
-    "export": export,
-    "import": receive,
-    "imported": imported,
+    "source": handover.show_source,
+    "collect": handover.collect,
+    "export": handover.export,
+    "import": handover.receive,
+    "imported": handover.imported,
     "bundle": bundle_command.run,
     "secret": secret,
     "worker": work,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 
 
 class TrainerError(Exception):
@@ -58,3 +59,12 @@ class Interrupted(TrainerError):
 KINDS: Mapping[str, type[TrainerError]] = {
     kind.__name__: kind for kind in (InputError, NotReady, HostUnfit, TrainingFailed, GateMissed, Interrupted)
 }
+
+
+@contextlib.contextmanager
+def refused_by_disk(what: str, action: str) -> Iterator[None]:
+    """What the disk says becomes HostUnfit: `what` cannot be done (the disk's words in brackets), and what to do."""
+    try:
+        yield
+    except OSError as problem:
+        raise HostUnfit(f"{what} ({problem.strerror or problem}); {action}") from None

@@ -95,6 +95,7 @@ class StageJob:
         with self.times.of("data"):
             data_root = Path(job["data_root"])
             expected = job["fingerprint"]["parts"]["data"]
+            # In turn: one process surveys a big file, the others take what it found.
             source = self.crew.in_turn(lambda: examples.read(data_root, self.table, stage, expected, self.layout.cache))
             asked = source.sample(evaluate.MOST_TRAINED)
             sets = evaluate.question_sets(
@@ -144,6 +145,7 @@ class StageJob:
                 self.estimate = account.estimated(*where, base)
         with self.times.of("data"):
             context = getattr(base.model.config, "max_position_embeddings", self.parameters.max_length)
+            # In turn, beside the lock of the cache: the others wait where they hear of it when the first one fails.
             encoded = self.crew.in_turn(
                 lambda: examples.of_source(source, base.tokenizer, self.parameters, context, self.layout.cache)
             )

@@ -19,8 +19,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from trainer import content, system
-from trainer.errors import HostUnfit, InputError, Interrupted
+from trainer import content, errors, system
+from trainer.errors import InputError, Interrupted
 from trainer.state import Layout, StateError, read_json, sync_folder
 
 KEPT = 3
@@ -49,16 +49,10 @@ def releases(layout: Layout) -> Path:
     return layout.root / "releases"
 
 
-@contextlib.contextmanager
-def refused_by_disk(layout: Layout) -> Iterator[None]:
-    """What the disk says becomes HostUnfit with what to do."""
-    try:
-        yield
-    except OSError as problem:
-        raise HostUnfit(
-            f"the source cannot be published in {releases(layout)} ({problem.strerror or problem}); "
-            "make room there or correct its permissions"
-        ) from None
+def refused_by_disk(layout: Layout) -> contextlib.AbstractContextManager[None]:
+    """Around what is written to the releases: what the disk says becomes HostUnfit."""
+    what = f"the source cannot be published in {releases(layout)}"
+    return errors.refused_by_disk(what, "make room there or correct its permissions")
 
 
 @contextlib.contextmanager

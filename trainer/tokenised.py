@@ -135,7 +135,10 @@ def _is_sound(folder: Path, key: str) -> bool:
 
 @contextlib.contextmanager
 def _alone(cache: Path, stage: str) -> Iterator[None]:
-    """Whoever comes while another process makes a stage's examples waits, and takes them then."""
+    """Whoever comes while another process makes a stage's examples waits, and takes them then.
+
+    A crew takes turns anyway; `trainer check` and the look of a new submission at the data belong to none.
+    """
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / f"examples-{stage}.lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)

@@ -1,10 +1,10 @@
 """Answers of an adapter, and of the base without it, one question after the other, in one process.
 
     python generate.py --base FOLDER --adapter FOLDER --output FOLDER --settings settings.json
-        --known FILE --started 0 SET=FILE.jsonl …
+        --started 0 [--known FILE] SET=FILE.jsonl …
 
-It writes predictions_<set>.jsonl and base_<set>.jsonl. What the base has answered before (for an earlier stage)
-stands in the file of --known and is not asked again. generate.json: seconds of each part, questions, tokens.
+It writes predictions_<set>.jsonl and base_<set>.jsonl. With --known, what the base has answered before (for an earlier
+stage) stands in that file and is not asked again. generate.json: seconds of each part, questions, tokens.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 imported = time.monotonic()
 
 parser = argparse.ArgumentParser()
-for name in ("base", "adapter", "output", "settings", "known"):
+for name in ("base", "adapter", "output", "settings"):
     parser.add_argument(f"--{name}", type=Path, required=True)
+parser.add_argument("--known", type=Path)
 parser.add_argument("sets", nargs="+")
 parser.add_argument("--started", type=float, required=True, help="time.monotonic() at the start of this process")
 arguments = parser.parse_args()
@@ -84,7 +85,7 @@ for name, rows in sets.items():
     write(arguments.output / f"predictions_{name}.jsonl", predictions)
 generated = time.monotonic()
 
-known = json.loads(arguments.known.read_text(encoding="utf-8")) if arguments.known.exists() else {}
+known = json.loads(arguments.known.read_text(encoding="utf-8")) if arguments.known and arguments.known.exists() else {}
 base_answered, base_tokens = 0, 0
 with model.disable_adapter():
     for name, rows in sets.items():
@@ -96,7 +97,8 @@ with model.disable_adapter():
                 base_tokens += known[row["id"]]["tokens"]
             predictions.append(known[row["id"]])
         write(arguments.output / f"base_{name}.jsonl", predictions)
-arguments.known.write_text(json.dumps(known, ensure_ascii=False), encoding="utf-8")
+if arguments.known:
+    arguments.known.write_text(json.dumps(known, ensure_ascii=False), encoding="utf-8")
 ended = time.monotonic()
 
 result = {

@@ -34,7 +34,7 @@ loaded = time.monotonic()
 
 def render(messages: list[dict[str, Any]], tools: Any, **options: Any) -> str:
     """A conversation as text, in the words of the base's own chat template."""
-    return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, enable_thinking=False, **options)
+    return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, enable_thinking=False, **options))
 
 
 examples = []

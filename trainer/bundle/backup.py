@@ -17,10 +17,10 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple
 
-from trainer import content, release
+from trainer import content, errors, release
 from trainer.bundle.held import Held, removed, sweep
 from trainer.bundle.names import shown
-from trainer.errors import HostUnfit, InputError
+from trainer.errors import InputError
 from trainer.state import SCHEMA, Layout, now, sync_folder, write_json
 
 FOLDER, RECORD, TREE = "backups", "BACKUP.json", "tree"
@@ -247,12 +247,6 @@ def _entries(value: Any) -> list[content.Entry]:
     return [(str(name), bool(mode), str(sha256)) for name, mode, sha256 in value]
 
 
-@contextlib.contextmanager
-def _refused_by_disk(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as problem:
-        raise HostUnfit(
-            f"the tree in use cannot be kept in {root} ({problem.strerror or problem}); make room there, correct its "
-            "permissions or name another --backup-root"
-        ) from None
+def _refused_by_disk(root: Path) -> contextlib.AbstractContextManager[None]:
+    action = "make room there, correct its permissions or name another --backup-root"
+    return errors.refused_by_disk(f"the tree in use cannot be kept in {root}", action)

@@ -12,7 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.errors import HostUnfit, InputError
+from trainer import errors
+from trainer.errors import InputError
 from trainer.state import sync_file, sync_folder
 
 MAKING = ".making-"  # folders of builds that run, and of those that were killed
@@ -38,16 +39,10 @@ def names_of(output: Path) -> dict[str, str]:
     }
 
 
-@contextlib.contextmanager
-def refused_by_disk(folder: Path) -> Iterator[None]:
-    """What the disk of the output says becomes HostUnfit with what to do."""
-    try:
-        yield
-    except OSError as problem:
-        raise HostUnfit(
-            f"the bundle cannot be written to {folder} ({problem.strerror or problem}); make room there, correct its "
-            "permissions, or name another file with --output"
-        ) from None
+def refused_by_disk(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Around what is written to the output's folder: what the disk says becomes HostUnfit."""
+    action = "make room there, correct its permissions, or name another file with --output"
+    return errors.refused_by_disk(f"the bundle cannot be written to {folder}", action)
 
 
 @contextlib.contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from benchmarks import gpu_parts, training
-from benchmarks.line import plain_settings
+from benchmarks.line_sides import plain_settings
 from trainer.config import Parameters
 from trainer.encoding import IGNORED
 
@@ -19,6 +21,22 @@ def test_the_other_side_has_the_parameters_of_ours() -> None:
     assert found["training"]["learning_rate"] == 0.02 and found["training"]["seed"] == 7
     assert found["training"]["gradient_checkpointing"] is False and found["max_new_tokens"] == 9
     assert found["lora"] == {"r": 4, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
+
+
+def test_scripts_as_found_have_trl_s_own_defaults_for_speed_and_memory_and_all_else_as_the_tuned_ones() -> None:
+    values = Parameters(learning_rate=0.02, gradient_checkpointing=False)
+    tuned, found = plain_settings(values, rows=10), plain_settings(values, rows=10, tuned=False)
+    assert tuned["training"].keys() - found["training"].keys() == {"optim", "gradient_checkpointing"}
+    assert found["training"].items() <= tuned["training"].items()
+    assert {**found, "training": {}} == {**tuned, "training": {}}
+    assert found["training"]["bf16"] is False and found["dtype"] == "float32"  # TRL would take bf16 by itself
+
+
+def test_trl_s_defaults_are_those_that_are_told(tmp_path: Path) -> None:
+    from trl import SFTConfig
+
+    found = SFTConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True)
+    assert (found.gradient_checkpointing, found.optim.value) == (True, "adamw_torch_fused")
 
 
 @pytest.mark.parametrize("tokens", [64, 1024, 2048])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from trainer import config, download, fingerprint, plan, stages, steps
+from tests.unit.trainer.command_line import Call
+from trainer import cli, config, download, fingerprint, plan, stages, steps
 from trainer.state import SCHEMA, Layout, write_json
 
 Row = dict[str, Any]
@@ -183,3 +186,17 @@ def online(monkeypatch: pytest.MonkeyPatch, model_hub: Any) -> Callable[..., con
     return lambda **changes: config.Parameters(
         **{"model_name_or_path": "acme/Tiny-3", "hf_endpoint": model_hub.url, **changes}
     )
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, line: Any) -> Call:
+    """Runs one command on the host of `line`: (exit code, standard output, lines of standard error)."""
+
+    def run(*words: str, stdin: Any = None) -> tuple[int, str, list[str]]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("" if stdin is None else json.dumps(stdin)))
+        capsys.readouterr()
+        code = cli.main(["--project-root", str(line.layout.root), *words])
+        found = capsys.readouterr()
+        return code, found.out, found.err.splitlines()
+
+    return run
