@@ -179,7 +179,7 @@ def _read_stage(run: Run, name: str, folder: Path, walls: list[float]) -> None:
 def plain_settings(parameters: config.Parameters, rows: int, tuned: bool = True) -> dict[str, Any]:
     """What the scripts of the other side are told: the same values, by the names of TRL and PEFT.
 
-    Untuned ones have TRL's defaults for optim and gradient_checkpointing.
+    Untuned ones have TRL's default for gradient_checkpointing.
     """
     from trainer.train import warm_up
 
@@ -187,9 +187,9 @@ def plain_settings(parameters: config.Parameters, rows: int, tuned: bool = True)
         "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
         "lr_scheduler_type", "weight_decay", "max_grad_norm", "seed",
     )  # fmt: skip
-    # They shape speed and memory, not the result. TRL 1.16 has gradient_checkpointing=True, optim="adamw_torch_fused".
-    # Its bf16, on by default too, is off on all sides: float32 is asked for.
-    tuning = {"optim": "adamw_torch", "gradient_checkpointing": parameters.gradient_checkpointing is True}
+    # It shapes speed and memory, not the result; TRL 1.16 has it on. Its optim="adamw_torch_fused" is ours, too. Its
+    # bf16, on by default as well, is off on all sides: float32 is asked for.
+    tuning = {"gradient_checkpointing": parameters.gradient_checkpointing is True}
     targets = parameters.lora_target_modules
     return {
         "dtype": "float32",

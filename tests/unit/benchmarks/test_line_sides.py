@@ -73,7 +73,7 @@ def test_scripts_as_found_have_the_environment_of_the_shell_and_keep_nothing(
     assert not any(env.keys() & WORKER_ENVIRONMENT.keys() for _, env in started)
     assert all(env["OF_THE_SHELL"] == "1" and not known(command) for command, env in started)
     settings = json.loads((bench.folder / "sequential" / "style" / "settings.json").read_text(encoding="utf-8"))
-    assert not {"optim", "gradient_checkpointing"} & settings["training"].keys()
+    assert not {"optim", "gradient_checkpointing"} & settings["training"].keys(), "TRL's defaults"
 
 
 def test_what_the_scripts_of_a_stage_wrote_is_added_up(bench: Bench, started: Started) -> None:
