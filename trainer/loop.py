@@ -18,7 +18,7 @@ from peft.helpers import disable_input_dtype_casting
 from transformers import AttentionInterface, PreTrainedModel, Trainer
 from trl.trainer.utils import add_fused_lm_head
 
-from trainer import ladder, memory, packing
+from trainer import ladder, memory, packing, sharding
 from trainer.crew import ALONE, Crew
 from trainer.errors import TrainingFailed
 from trainer.feed import Rows, Step, loader
@@ -155,22 +155,42 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         loss = torch.zeros((), dtype=torch.float64)
         counts = Counts(trained_tokens=sum(int((item.labels[1:] >= 0).sum()) for item in step.items))
         losses = []
-        for one in packing.passes(step.items, rung.tokens_per_pass, self.running.layout):
+        for one in self._passes(step, rung):
             found = self._carry_out(one, step.trained_tokens)
             if found is None:
-                longest = max(one.items, key=len)
-                return loss, counts, Failure(one.tokens, len(one.items), longest.row_id, len(longest))
+                return loss, counts, self._failure(one)
             losses.append(found)
+            if not one.items:
+                continue
             counts.tokens += sum(one.lengths)
             counts.pass_tokens += one.tokens
             counts.passes += 1
         return torch.stack(losses).double().sum() if losses else loss, counts, None
 
+    def _passes(self, step: Step, rung: Rung) -> list[packing.Pass]:
+        """This process's passes of the step; on a base in shares as many as in every other process."""
+        found = packing.passes(step.items, rung.tokens_per_pass, self.running.layout)
+        if sharding.is_sharded(self.base):
+            most = max(self.crew.gather(len(found)))
+            found += [packing.empty(self.running.layout)] * (most - len(found))
+        return found
+
+    def _failure(self, one: packing.Pass) -> Failure:
+        """The pass that did not fit; TrainingFailed on a base in shares, where the others wait in the middle of it."""
+        longest = max(one.items, key=len, default=None)
+        told = ("", 1) if longest is None else (longest.row_id, len(longest))
+        failure = Failure(one.tokens, len(one.items), *told)
+        if sharding.is_sharded(self.base):
+            where = _memory(self.args.device)
+            raise TrainingFailed(ladder.of_shares(self.state.global_step + 1, self.running.rung, failure, *where))
+        return failure
+
     def _carry_out(self, one: packing.Pass, trained_tokens: int) -> torch.Tensor | None:
         """The pass's share of the step's loss, its gradients added; None when memory ran out."""
         try:
-            loss = self.compute_loss(self.model, one, num_items_in_batch=trained_tokens)
-            self.accelerator.backward(loss)
+            with self.crew.in_step():
+                loss = self.compute_loss(self.model, one, num_items_in_batch=trained_tokens)
+                self.accelerator.backward(loss)
             return loss.detach()
         except (RuntimeError, MemoryError) as problem:
             if not ladder.is_out_of_memory(problem):

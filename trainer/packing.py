@@ -91,6 +91,15 @@ def lay_out(items: list[Item], layout: str) -> Pass:
     return Pass(items, layout, pad(ids, True, PADDING), pad(labels, True, IGNORED), lengths)
 
 
+def empty(layout: str) -> Pass:
+    """A pass of one token that teaches nothing: its loss and gradients are zero, and it goes through the whole model.
+
+    For a process that has no rows left while others still have: see trainer/sharding.py.
+    """
+    nothing = torch.full((1, 1), PADDING)
+    return Pass([], layout, nothing, torch.full_like(nothing, IGNORED), (1,))
+
+
 def inputs(one: Pass, attention: str, device: torch.device) -> dict[str, Any]:
     """What the model is called with, on its device."""
     found: dict[str, Any] = {"input_ids": one.input_ids.to(device), "use_cache": False}
