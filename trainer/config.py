@@ -151,7 +151,7 @@ class Parameters:
         0, "processes that share a stage; 0: one for each GPU, one without a GPU", scope="runtime", minimum=0
     )
     shard_base: bool | str = _parameter(
-        "auto", "processes share the base's weights and gather layer after layer; auto: where one GPU does not hold them",
+        "auto", "processes hold shares of the base and gather its layers in turn; auto: where one GPU does not hold it",
         scope="runtime",
     )  # fmt: skip
     logging_steps: int = _parameter(1, "report the loss every so many steps", unit="steps", scope="runtime", minimum=1)
