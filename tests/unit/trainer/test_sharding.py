@@ -54,6 +54,22 @@ ids = torch.arange(12)[None]
 with torch.no_grad():
     told["forward"] = torch.equal(whole.model(input_ids=ids).logits, shares.model(input_ids=ids).logits)
 """
+PEAK = """
+from transformers import Qwen3Config, Qwen3ForCausalLM
+from tests.unit.trainer.test_estimate import peak_bytes
+from trainer import estimate, shape
+
+for name, words, width in (("embeddings", 20000, 128), ("layers", 200, 256)):
+    network = Qwen3ForCausalLM(Qwen3Config(
+        hidden_size=width, intermediate_size=3 * width, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=width // 4, vocab_size=words, tie_word_embeddings=False))
+    told[name] = estimate.gathered_bytes(shape.of_config(network.config.to_dict()), me.size, dtype_bytes=4)
+    sharding.shard(network)
+    adapter = torch.nn.Parameter(torch.zeros(width))
+    network.base_model.layers[0].register_forward_pre_hook(lambda module, given: (given[0] + adapter, *given[1:]))
+    step = lambda: network(input_ids=torch.tensor([[5]]), use_cache=False).logits.sum().backward()
+    told[name] = [peak_bytes(step), told[name]]
+"""
 TRAINED = """
 examples, _ = encoding.encode(list(enumerate(ROWS, 1)), whole.tokenizer, "x", enable_thinking=False, max_length=256)
 
@@ -136,7 +152,7 @@ def script(base: Path, *parts: str) -> str:
 @pytest.fixture(scope="module")
 def told(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What both processes found, the first one first."""
-    found = together.run(tmp_path_factory.mktemp("shares"), script(tiny_base, START, BASE_ALONE, TRAINED))
+    found = together.run(tmp_path_factory.mktemp("shares"), script(tiny_base, START, BASE_ALONE, PEAK, TRAINED))
     assert found.code == 0 and all(found.told), found.errors
     return found.told
 
@@ -146,6 +162,13 @@ def test_each_process_holds_half_of_every_weight(told: list[dict[str, Any]]) -> 
         assert mine["kinds"] == mine["left"] == ["DTensor"] and mine["tied"]
         whole, share = mine["bytes"]
         assert 0.49 * whole < share < 0.52 * whole
+
+
+def test_what_is_gathered_at_a_time_is_what_is_estimated(told: list[dict[str, Any]]) -> None:
+    for mine in told:
+        for name in ("embeddings", "layers"):
+            peak, estimated = mine[name]
+            assert estimated <= peak < 1.05 * estimated, "what is not weights is small in these models"
 
 
 def test_a_base_in_shares_answers_as_the_whole_one(told: list[dict[str, Any]]) -> None:
