@@ -140,7 +140,10 @@ def test_the_inputs_of_a_role_are_its_specification(name: str) -> None:
 
 def test_importing_what_needs_no_torch_imports_none() -> None:
     """The controller and the supervisor never load it; only these modules may, and `worker` inside its functions."""
-    heavy = {"continuation", "decoder", "feed", "generate", "loop", "merging", "model", "packing", "resume", "train"}
+    heavy = {
+        "continuation", "decoder", "feed", "generate", "loop", "merging", "model", "packing", "resume", "sharding",
+        "train",
+    }  # fmt: skip
     names = sorted(p.stem for p in (ROOT / "trainer").glob("*.py") if p.stem not in {*heavy, "__main__"})
     code = (
         "import importlib, sys\n"

@@ -106,7 +106,7 @@ def test_broken_off_and_resumed_two_processes_give_the_same_bits(make_host: Call
 
 
 def test_two_processes_that_share_the_base_give_what_one_gives(make_host: Callable[..., Any]) -> None:
-    """Two rows to a step of three: the second step of an epoch leaves nothing to the second process. Killed on the way."""
+    """Of three rows two make a step: the second step of an epoch leaves nothing to the second process."""
     import torch
 
     asked = {"gate_questions": "trained", "skip_sample": True, "per_device_train_batch_size": 2, "save_steps": 10}
