@@ -65,17 +65,17 @@ def gathered_bytes(shape: Shape, shards: int, *, dtype_bytes: int) -> int:
     """Whole weights that stand on a device beside its share, at their peak; none where the base is not in shares.
 
     What is not a decoder layer (embeddings, head, last norm: R) is gathered first and kept for the whole pass, a
-    layer (L) for as long as it computes. FSDP2 receives into a buffer and copies that into the weights, so that R
-    stands there twice, its buffer until the first layer has one (2 R + L); on the way back the layer in use is
-    followed by the next one's buffer and its copy (R + 3 L). The larger of both counts; against torch's allocator
-    (CPU, tiny Qwen3 models of both kinds) it is exact.
+    layer (L) for as long as it computes. FSDP2 receives into a buffer and copies that into the weights. So R stands
+    there twice, its buffer until the first layer has one (2 R + L); on the way back the layer in use is followed by
+    the next one's buffer and its copy, and the buffer of the one before may still be held (R + 4 L). The larger of
+    both counts. Torch's allocator (CPU, tiny Qwen3 models) had 2 R + L, and R + 3 L or R + 4 L.
     """
     if shards < 2:
         return 0
     root = (shape.embedding_parameters + shape.hidden) * dtype_bytes
     layers = shape.linear_parameters + shape.other_parameters - shape.hidden
     layer = -(-layers // shape.layers) * dtype_bytes
-    return root + max(root + layer, 3 * layer)
+    return root + max(root + layer, 4 * layer)
 
 
 def adapter_dtype_bytes(*, quantised: bool, dtype_bytes: int) -> int:

@@ -102,6 +102,10 @@ class StepTrainer(Trainer):  # type: ignore[misc]
     def _wrap_model(self, model: Any, *_: Any, **__: Any) -> Any:
         return model  # not even where one process sees several GPUs
 
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        if not sharding.is_sharded(getattr(model, "get_base_model", lambda: model)()):  # those are in their place
+            super()._move_model_to_device(model, device)
+
     def get_train_dataloader(self) -> Any:
         """The steps, the same in every process; not sharded by accelerate."""
         return loader(self.rows, self.per_step, self.args.seed)
