@@ -36,9 +36,7 @@ def quantise(parameters: Parameters, needs: TrainingNeeds, processes: int, token
     return True, told
 
 
-def shard_base(
-    parameters: Parameters, needs: TrainingNeeds, processes: int, quantised: bool
-) -> tuple[bool, str]:  # fmt: skip
+def shard_base(parameters: Parameters, needs: TrainingNeeds, processes: int, quantised: bool) -> tuple[bool, str]:
     """Whether each process holds a share of the base only, and why; `needs` as in `quantise`.
 
     InputError where it is asked for with weights of 4 bits.
