@@ -36,6 +36,12 @@ class Failure:
     row_id: str
     longest: int
 
+    @classmethod
+    def of(cls, tokens: int, items: Sequence[Any]) -> Failure:
+        """That of a pass of these items (with `row_id` and a length in tokens); there may be none in it."""
+        longest = max(items, key=len, default=None)
+        return cls(tokens, len(items), longest.row_id if longest else "", len(longest) if longest else tokens)
+
 
 def is_out_of_memory(problem: BaseException) -> bool:
     """Whether an exception says that an allocation failed, on a GPU or on the CPU."""

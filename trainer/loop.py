@@ -159,10 +159,14 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         loss = torch.zeros((), dtype=torch.float64)
         counts = Counts(trained_tokens=sum(int((item.labels[1:] >= 0).sum()) for item in step.items))
         losses = []
-        for one in self._passes(step, rung):
+        passes = packing.passes(step.items, rung.tokens_per_pass, self.running.layout)
+        for one in sharding.in_step(self.base, passes, self.running.layout, self.crew):
             found = self._carry_out(one, step.trained_tokens)
             if found is None:
-                return loss, counts, self._failure(one)
+                failure = Failure.of(one.tokens, one.items)
+                if sharding.is_sharded(self.base):
+                    raise TrainingFailed(ladder.of_shares(number, rung, failure, *_memory(self.args.device)))
+                return loss, counts, failure
             losses.append(found)
             if not one.items:
                 continue
@@ -170,24 +174,6 @@ class StepTrainer(Trainer):  # type: ignore[misc]
             counts.pass_tokens += one.tokens
             counts.passes += 1
         return torch.stack(losses).double().sum() if losses else loss, counts, None
-
-    def _passes(self, step: Step, rung: Rung) -> list[packing.Pass]:
-        """This process's passes of the step; on a base in shares as many as in every other process."""
-        found = packing.passes(step.items, rung.tokens_per_pass, self.running.layout)
-        if sharding.is_sharded(self.base):
-            most = max(self.crew.gather(len(found)))
-            found += [packing.empty(self.running.layout)] * (most - len(found))
-        return found
-
-    def _failure(self, one: packing.Pass) -> Failure:
-        """The pass that did not fit; TrainingFailed on a base in shares, where the others wait in the middle of it."""
-        longest = max(one.items, key=len, default=None)
-        told = ("", 1) if longest is None else (longest.row_id, len(longest))
-        failure = Failure(one.tokens, len(one.items), *told)
-        if sharding.is_sharded(self.base):
-            where = _memory(self.args.device)
-            raise TrainingFailed(ladder.of_shares(self.state.global_step + 1, self.running.rung, failure, *where))
-        return failure
 
     def _carry_out(self, one: packing.Pass, trained_tokens: int) -> torch.Tensor | None:
         """The pass's share of the step's loss, its gradients added; None when memory ran out."""

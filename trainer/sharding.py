@@ -16,7 +16,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import PreTrainedModel
 
-from trainer import decoder
+from trainer import decoder, packing
+from trainer.crew import Crew
 from trainer.errors import HostUnfit
 
 
@@ -43,3 +44,10 @@ def shard(model: PreTrainedModel) -> None:
 def is_sharded(model: torch.nn.Module) -> bool:
     """Whether this base (not the adapter around it) lies in shares."""
     return isinstance(model, FSDPModule)
+
+
+def in_step(model: torch.nn.Module, passes: list[packing.Pass], layout: str, crew: Crew) -> list[packing.Pass]:
+    """The passes of a step through a base, filled up to as many as any process has where the base is in shares."""
+    if not is_sharded(model):
+        return passes
+    return passes + [packing.empty(layout)] * (max(crew.gather(len(passes))) - len(passes))

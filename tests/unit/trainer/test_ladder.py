@@ -93,3 +93,13 @@ def test_processes_that_share_the_base_are_told_what_to_set(rung: Rung, failure:
         f"processes that share the base cannot try a smaller one; {advice}"
     )
     assert " does not fit into the memory of this host, and " in ladder.of_shares(4, rung, failure, "this host", 0)
+
+
+def test_a_failure_names_the_longest_row_of_its_pass() -> None:
+    class Item(list[int]):
+        def __init__(self, row_id: str, tokens: int) -> None:
+            super().__init__(range(tokens))
+            self.row_id = row_id
+
+    assert Failure.of(12, [Item("a", 4), Item("b", 7)]) == Failure(12, 2, "b", 7)
+    assert Failure.of(1, []) == Failure(1, 0, "", 1), "a pass that teaches nothing has no row"
