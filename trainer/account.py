@@ -20,8 +20,9 @@ Figures = dict[str, Any]
 
 
 def estimated(
-    layout: Layout, stage: Stage, table: StageTable, parameters: Parameters, data_root: Path, base: Base
-) -> Figures | None:
+    layout: Layout, stage: Stage, table: StageTable, parameters: Parameters, data_root: Path, base: Base,
+    processes: int = 0,
+) -> Figures | None:  # fmt: skip
     """The estimate of a stage for its report, by the same functions as `python -m trainer estimate`; None without one.
 
     A report is not worth a failed stage: what cannot be estimated is left out.
@@ -29,7 +30,7 @@ def estimated(
     host = estimation.Host(layout, device.found(), data_root)
     facts = BaseFacts(shape.of_config(base.model.config.to_dict()), "its config.json", None, 0)
     try:
-        return estimation.of_stage(host, stage, table, parameters, facts, base.tokenizer).as_dict()
+        return estimation.of_stage(host, stage, table, parameters, facts, base.tokenizer, processes).as_dict()
     except TrainerError:
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 ATTENTION: dict[str, Attention] = {"flash_attention_2": "flash", "sdpa": "sdpa", "eager": "eager"}
+ASKED = "asked for"
 PADDING_FREE, PADDED = "padding_free", "padded"
 
 
@@ -47,9 +49,12 @@ class TrainingNeeds:
     """What a training takes on a device, by the tokens of a pass and with or without checkpointing."""
 
     def __init__(
-        self, parameters: Parameters, device: Device, shape: Shape | None, base: Choices, packing: str, lengths: Lengths
-    ) -> None:
+        self, parameters: Parameters, device: Device, shape: Shape | None, base: Choices, packing: str,
+        lengths: Lengths, processes: int = 1,
+    ) -> None:  # fmt: skip
         self.parameters, self.device, self.shape, self.base, self.lengths = parameters, device, shape, base, lengths
+        self.quantised = "quantise" in base and bool(base.value("quantise"))  # not chosen yet: neither
+        self.shards = shards(base, processes)
         # Rows one after another attend without a mask, each by itself: what sdpa then saves is what flash-attn saves.
         self.attention: Attention = "flash" if packing == PADDING_FREE else ATTENTION[base.value("attention")]
         self.room = safe_memory(device)
@@ -60,17 +65,28 @@ class TrainingNeeds:
         assert self.shape is not None
         return training_memory(
             self.shape, rank=self.parameters.lora_r, targets=self.parameters.lora_target_modules,
-            quantised=self.base.value("quantise"), dtype_bytes=DTYPE_BYTES[self.base.value("dtype")],
+            quantised=self.quantised, dtype_bytes=DTYPE_BYTES[self.base.value("dtype")],
             tokens_per_pass=tokens, longest=self.lengths.longest, checkpointing=checkpointing,
             trained_share=self.lengths.trained_share, dropout=self.parameters.lora_dropout > 0,
-            attention=self.attention, on_gpu=self.device.kind == "cuda",
+            attention=self.attention, on_gpu=self.device.kind == "cuda", shards=self.shards,
         )  # fmt: skip
+
+    def with_base(self, *, quantised: bool = False, shards: int = 1) -> TrainingNeeds:
+        """The same training on another form of the base."""
+        other = copy.copy(self)
+        other.quantised, other.shards = quantised, shards
+        return other
 
     def fit(self, tokens: int, checkpointing: bool) -> bool:
         return self.memory(tokens, checkpointing).total <= self.room
 
     def told(self, tokens: int, checkpointing: bool, condition: str = "") -> str:
         return told(self.memory(tokens, checkpointing).total, self.device, condition)
+
+
+def shards(base: Choices, processes: int) -> int:
+    """How many processes share the base; 1 where each holds all of it."""
+    return processes if "shard_base" in base and base.value("shard_base") else 1
 
 
 def told(need: int, device: Device, condition: str = "") -> str:

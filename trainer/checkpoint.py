@@ -31,8 +31,9 @@ _UNFINISHED = re.compile(r"\.step-(\d+)\.\d+")  # .step-<n>.<pid of its writer>
 _REMOVED = re.compile(r"\.step-(\d+)\.gone")
 _WORDS = {"data": "the training data", "base": "the base model", "modules": "the trainer's code",
           "previous": "the stage before", "initial_adapter": "the adapter that it begins with",
-          "device": "device", "dtype": "dtype", "processes": "the number of processes"}  # fmt: skip
-_SHOWN = ("device", "dtype", "processes")  # with their values, which are no hashes
+          "device": "device", "dtype": "dtype", "processes": "the number of processes",
+          "sharded": "shard_base"}  # fmt: skip
+_SHOWN = ("device", "dtype", "processes", "sharded")  # with their values, which are no hashes
 
 Skipped = dict[str, str]  # {"name", "reason"}
 
@@ -43,16 +44,17 @@ class Damaged(Exception):
 
 def made_with(
     parts: Mapping[str, str], parameters: Mapping[str, Any], versions: Mapping[str, str | None], device: str,
-    dtype: str, processes: int = 1,
+    dtype: str, processes: int = 1, sharded: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that shapes a training, down to its rounding and its random numbers.
 
-    Fingerprint parts, training parameters by value, libraries, device, dtype, and how many processes share it.
+    Fingerprint parts, training parameters by value, libraries, device, dtype, how many processes share it, and
+    whether they share the base's weights.
     """
     hashes = {name: parts[name] for name in ("data", "base", "modules", "previous")}
     hashes |= {"initial_adapter": parts["initial_adapter"]} if "initial_adapter" in parts else {}
     libraries = {name: versions.get(name) for name in LIBRARIES}
-    place = {"device": device, "dtype": dtype, "processes": processes}
+    place = {"device": device, "dtype": dtype, "processes": processes, "sharded": sharded}
     return {**hashes, "parameters": dict(parameters), "libraries": libraries, **place}
 
 

@@ -9,7 +9,19 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trainer.budget import DTYPE_BYTES, PADDED, PADDING_FREE, Lengths, TrainingNeeds, safe_memory, told, unknown
+from trainer import fitting
+from trainer.budget import (
+    ASKED,
+    DTYPE_BYTES,
+    PADDED,
+    PADDING_FREE,
+    Lengths,
+    TrainingNeeds,
+    safe_memory,
+    shards,
+    told,
+    unknown,
+)
 from trainer.config import Parameters
 from trainer.copies import size
 from trainer.device import Device
@@ -18,7 +30,6 @@ from trainer.estimate import answering_memory
 from trainer.shape import Shape
 from trainer.tables import literal
 
-ASKED = "asked for"
 # Unpacking an nf4 weight moves about 4.5 bytes, multiplying n tokens with it takes 2 n operations: at 4.8 TB/s and
 # 990 Tflop/s (the data sheet of an H200, bfloat16) the unpacking costs 464/n of the multiplication: 11 % in a pass of
 # 4,096 tokens, which is less than the 20 to 30 % of checkpointing, and 3 % in one of 16,384, beyond which there is
@@ -63,16 +74,19 @@ class Choices(dict[str, Choice]):
         return [f"{choice.name}: {literal(choice.value)} ({choice.reason})" for choice in self.values()]
 
 
-def for_base(parameters: Parameters, device: Device, shape: Shape | None) -> Choices:
-    """dtype, attention, quantise and fused_kernels: all that shapes the loaded base.
+def for_base(parameters: Parameters, device: Device, shape: Shape | None, processes: int = 1) -> Choices:
+    """dtype, attention, quantise, shard_base and fused_kernels: all that shapes the base loaded by `processes`.
 
-    Errors: HostUnfit or InputError for an attention that was asked for and cannot be had.
+    Errors: HostUnfit or InputError for an attention, or shares of a quantised base, that cannot be had.
     """
     choices = Choices()
     choices.add("dtype", *_dtype(parameters, device))
     choices.add("attention", *_attention(parameters, device, shape, choices.value("dtype")))
-    choices.add("quantise", *_quantise(parameters, device, shape, choices))
-    choices.add("fused_kernels", *_fused_kernels(parameters, device, shape))
+    longest = Lengths(1, parameters.max_length, parameters.max_length, 1.0)
+    needs = TrainingNeeds(parameters, device, shape, choices, _packing(parameters, choices)[0], longest)
+    choices.add("quantise", *fitting.quantise(parameters, needs, processes, FAIR_PASS["cuda"]))
+    choices.add("shard_base", *fitting.shard_base(parameters, needs, processes, choices.value("quantise")))
+    choices.add("fused_kernels", *_fused_kernels(parameters, device, shape, choices))
     return choices
 
 
@@ -89,19 +103,20 @@ def for_training(
     choices = Choices()
     choices.add("packing", *_packing(parameters, base, refusal))
     choices.add("shared_prefixes", *_shared_prefixes(parameters, choices.value("packing"), base))
-    needs = TrainingNeeds(parameters, device, shape, base, choices.value("packing"), lengths)
+    needs = TrainingNeeds(parameters, device, shape, base, choices.value("packing"), lengths, processes)
     examples = parameters.per_device_train_batch_size * parameters.gradient_accumulation_steps
     share = min(-(-examples // processes), max(lengths.rows, 1))
     passes = _passes if needs.known else _careful_passes
     passes(choices, parameters, needs, share * lengths.longest)  # no step of a process has more tokens
-    choices.add("compile", *_compile(parameters, steps))
+    choices.add("compile", *_compile(parameters, steps, needs.shards))
     choices.add("adapter_kernel", *_adapter_kernel(parameters, choices.value("compile")))
     return choices
 
 
 def for_answers(
-    parameters: Parameters, device: Device, shape: Shape | None, base: Choices, rows: int, tokens: int
-) -> Choices:
+    parameters: Parameters, device: Device, shape: Shape | None, base: Choices, rows: int, tokens: int,
+    processes: int = 1,
+) -> Choices:  # fmt: skip
     """merge and eval_batch for `rows` questions of at most `tokens` with their answers.
 
     `merge` says that memory holds a merged copy of the weights and nothing known speaks against it; merging.choose
@@ -116,7 +131,7 @@ def for_answers(
         assert shape is not None
         return answering_memory(
             shape, quantised=base.value("quantise"), dtype_bytes=DTYPE_BYTES[base.value("dtype")], batch=batch,
-            tokens=tokens, merged_copy=merged, on_gpu=device.kind == "cuda",
+            tokens=tokens, merged_copy=merged, on_gpu=device.kind == "cuda", shards=shards(base, processes),
         ).total  # fmt: skip
 
     obstacle = _merge_obstacle(parameters, base) or ("" if known else unknown(shape))
@@ -140,6 +155,8 @@ def _merge_obstacle(parameters: Parameters, base: Choices) -> str:
         return ASKED
     if base.value("quantise"):
         return "a 4-bit base would be quantised anew"
+    if shards(base, 2) > 1:
+        return "a base in shares is never whole on one device"
     dtype = base.value("dtype")
     return "" if dtype == "float32" else f"weights in {dtype} would round the adapter away"
 
@@ -193,22 +210,7 @@ def _refuses_flash(shape: Shape | None, dtype: str) -> str:
     return ""
 
 
-def _quantise(parameters: Parameters, device: Device, shape: Shape | None, chosen: Choices) -> tuple[bool, str]:
-    if isinstance(parameters.use_qlora, bool):
-        return parameters.use_qlora, ASKED
-    if device.kind == "cpu":
-        return False, "without a GPU weights of 4 bits are slower"
-    whole = Choices(chosen)
-    whole.add("quantise", False, "")
-    longest = Lengths(1, parameters.max_length, parameters.max_length, 1.0)
-    needs = TrainingNeeds(parameters, device, shape, whole, _packing(parameters, chosen)[0], longest)
-    if not needs.known:
-        return True, _joined(unknown(shape), "weights of 4 bits need the least memory")
-    tokens = max(parameters.tokens_per_pass or FAIR_PASS["cuda"], parameters.max_length)
-    return not needs.fit(tokens, False), needs.told(tokens, False, f"with the base in {chosen.value('dtype')}")
-
-
-def _fused_kernels(parameters: Parameters, device: Device, shape: Shape | None) -> tuple[str, str]:
+def _fused_kernels(parameters: Parameters, device: Device, shape: Shape | None, chosen: Choices) -> tuple[str, str]:
     if parameters.fused_kernels == "off":
         return "off", ASKED
     if device.kind == "cpu":
@@ -217,6 +219,8 @@ def _fused_kernels(parameters: Parameters, device: Device, shape: Shape | None) 
         return "off", "Liger is not installed"
     if shape is None:
         return "off", "the architecture of the base is not known"
+    if chosen.value("shard_base"):
+        return "off", "not tried on a base in shares"
     return "liger", "Liger is installed"
 
 
@@ -287,10 +291,12 @@ def _asked_pass(asked: int, longest: int) -> str:
     return ASKED if asked >= longest else f"{ASKED}; a row with more goes alone"
 
 
-def _compile(parameters: Parameters, steps: int) -> tuple[bool, str]:
+def _compile(parameters: Parameters, steps: int, shards: int) -> tuple[bool, str]:
     least = parameters.compile_above_steps
     if not least:
         return False, "compile_above_steps is 0"
+    if shards > 1:
+        return False, "not tried on a base in shares"
     if steps < least:
         return False, f"{steps} steps, and compiling pays from {least} on"
     return True, f"{steps} steps, and compile_above_steps is {least}"

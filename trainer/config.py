@@ -153,6 +153,10 @@ class Parameters:
     num_processes: int = _parameter(
         0, "processes that share a stage; 0: one for each GPU, one without a GPU", scope="runtime", minimum=0
     )
+    shard_base: bool | str = _parameter(
+        "auto", "processes hold shares of the base and gather its layers in turn; auto: where one GPU does not hold it",
+        scope="runtime",
+    )  # fmt: skip
     logging_steps: int = _parameter(1, "report the loss every so many steps", unit="steps", scope="runtime", minimum=1)
     save_steps: int = _parameter(
         500, "write a checkpoint every so many optimiser steps; 0: not by steps", unit="steps", scope="runtime",

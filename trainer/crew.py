@@ -23,6 +23,7 @@ STAGE_SECONDS = 30 * 86400.0  # while the first process works for all of them; t
 # What tells libraries that they are one of several. They are not to know: accelerate would choose devices, wrap
 # models and exchange values on its own account, and one exchange that not all take part in stops them all.
 TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+GLOO, TIMED_OUT = "/gloo/", "Timed out"  # in its errors, which have no type of their own
 NEWS_SECONDS = 3.0  # in which all that wait for the same thing notice that it failed
 
 
@@ -86,6 +87,14 @@ class Crew:
         self.broadcast(None)
         return made[0] if made else make()
 
+    def one_by_one(self, make: Callable[[], T]) -> T:
+        """What `make` returns in this process; never two processes are in it at a time."""
+        for rank in range(self.size):
+            if rank == self.rank:
+                made = make()
+            self.barrier()
+        return made
+
     def ask(self, work: Callable[..., list[T]], items: Sequence[Any], *words: Any) -> list[T]:
         """`in_shares` with `work(share, *words)`, asked for by the first process alone while the others `serve`."""
         self.broadcast((items, words))
@@ -103,6 +112,11 @@ class Crew:
 
     def barrier(self) -> None:
         """Go on when all have come here."""
+
+    @contextlib.contextmanager
+    def in_step(self) -> Iterator[None]:
+        """Around a model that itself exchanges weights with the other processes: PeerGone when one has ended."""
+        yield
 
     def leave(self) -> None:
         """End what connects the processes, when all have done their work."""
@@ -180,6 +194,17 @@ class Joined(Crew):
     def barrier(self) -> None:
         with self._together("a barrier"):
             self.dist.barrier(group=self.control)
+
+    @contextlib.contextmanager
+    def in_step(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as problem:
+            if GLOO not in str(problem):
+                raise
+            if TIMED_OUT in str(problem):
+                raise TrainingFailed(_missed([], self.size, "a pass of the model", TOGETHER_SECONDS)) from problem
+            raise PeerGone(f"{self.name} was left alone in a pass of the model ({problem})") from problem
 
     def leave(self) -> None:
         self.barrier()

@@ -17,6 +17,8 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from trainer.crew import ALONE, Crew
+
 READ_TOKENS = 4096  # of prompts, padding included, that are read at once
 SPARE_COLUMNS = 128  # tokens by which the cache grows
 
@@ -120,10 +122,13 @@ class _Row:
 
 
 class Decoder:
-    """Answers prompts of one model; `stops` end an answer and belong to it, `pad` fills up shorter prompts."""
+    """Answers prompts of one model; `stops` end an answer and belong to it, `pad` fills up shorter prompts.
 
-    def __init__(self, model: PreTrainedModel, stops: Sequence[int], pad: int) -> None:
-        self.model, self.stops, self.pad = model, frozenset(stops), pad
+    `crew`: the processes that share the model's weights, each with prompts of its own; ALONE where none are shared.
+    """
+
+    def __init__(self, model: PreTrainedModel, stops: Sequence[int], pad: int, crew: Crew = ALONE) -> None:
+        self.model, self.stops, self.pad, self.crew = model, frozenset(stops), pad, crew
 
     def answer(
         self, prompts: Sequence[Sequence[int]], caps: Sequence[int], slots: int,
@@ -135,8 +140,12 @@ class Decoder:
         """
         waiting = deque(range(len(prompts)))
         cache, live = _Rows(self.model.config.get_text_config().num_hidden_layers), list[_Row]()
-        with torch.inference_mode():
-            while waiting or live:
+        # Weights that are gathered for the first time in inference mode could not be trained through any more.
+        with torch.inference_mode() if self.crew.size == 1 else torch.no_grad(), self.crew.in_step():
+            while self.crew.any(bool(waiting or live)):
+                if not (waiting or live):  # others do: they need this process's share for each of their turns
+                    self.model(input_ids=torch.tensor([[self.pad]], device=self.model.device), use_cache=False)
+                    continue
                 free = slots - len(live)
                 if waiting and free >= max(1, slots // 4 if live else 1):  # coming in copies the cache: not for one row
                     group = self._group(waiting, prompts, free)

@@ -42,6 +42,7 @@ class Memory:
     activations: int = 0
     logits: int = 0
     cache: int = 0
+    gathered: int = 0
     overhead: int = 0
 
     @property
@@ -53,6 +54,28 @@ def weight_bytes(shape: Shape, *, quantised: bool, dtype_bytes: int) -> int:
     """The base's weights; embeddings, head and norms are never quantised."""
     linear = shape.linear_parameters * (NF4_BYTES if quantised else dtype_bytes)
     return round(linear) + (shape.embedding_parameters + shape.other_parameters) * dtype_bytes
+
+
+def share_bytes(shape: Shape, shards: int, *, quantised: bool, dtype_bytes: int) -> int:
+    """What one of `shards` processes holds of the base's weights; FSDP2 divides every one of them."""
+    return -(-weight_bytes(shape, quantised=quantised, dtype_bytes=dtype_bytes) // shards)
+
+
+def gathered_bytes(shape: Shape, shards: int, *, dtype_bytes: int) -> int:
+    """Whole weights that stand on a device beside its share, at their peak; none where the base is not in shares.
+
+    What is not a decoder layer (embeddings, head, last norm: R) is gathered first and kept for the whole pass, a
+    layer (L) for as long as it computes. FSDP2 receives into a buffer and copies that into the weights. So R stands
+    there twice, its buffer until the first layer has one (2 R + L); on the way back the layer in use is followed by
+    the next one's buffer and its copy, and the buffer of the one before may still be held (R + 4 L). The larger of
+    both counts. Torch's allocator (CPU, tiny Qwen3 models) had 2 R + L, and R + 3 L or R + 4 L.
+    """
+    if shards < 2:
+        return 0
+    root = (shape.embedding_parameters + shape.hidden) * dtype_bytes
+    layers = shape.linear_parameters + shape.other_parameters - shape.hidden
+    layer = -(-layers // shape.layers) * dtype_bytes
+    return root + max(root + layer, 4 * layer)
 
 
 def adapter_dtype_bytes(*, quantised: bool, dtype_bytes: int) -> int:
@@ -117,9 +140,11 @@ def attention_bytes(shape: Shape, tokens: int, longest: int, *, dtype_bytes: int
 def training_memory(
     shape: Shape, *, rank: int, targets: str | Sequence[str], quantised: bool, dtype_bytes: int, tokens_per_pass: int,
     longest: int, checkpointing: bool, trained_share: float, dropout: bool = True, attention: Attention = "sdpa",
-    on_gpu: bool = True,
+    on_gpu: bool = True, shards: int = 1,
 ) -> Memory:  # fmt: skip
     """The peak of one forward and backward pass of `tokens_per_pass` tokens (at least the longest row).
+
+    `shards`: the processes that share the base, 1 where each holds all of it.
 
     With checkpointing a layer saves its input only, and one layer at a time all that it needs. `trained_share` of
     the tokens carry loss; on a GPU only these go through the head.
@@ -141,7 +166,8 @@ def training_memory(
     else:
         saved = shape.layers * layer + passing
     return Memory(
-        weights=weight_bytes(shape, quantised=quantised, dtype_bytes=b),
+        weights=share_bytes(shape, shards, quantised=quantised, dtype_bytes=b),
+        gathered=gathered_bytes(shape, shards, dtype_bytes=b),
         adapter=count * adapter,
         gradients=count * adapter,
         optimiser=2 * count * adapter,  # both moments of AdamW, in the adapter's precision
@@ -181,20 +207,21 @@ def cache_bytes(shape: Shape, batch: int, tokens: int, *, dtype_bytes: int) -> i
 
 def answering_memory(
     shape: Shape, *, quantised: bool, dtype_bytes: int, batch: int, tokens: int, prompt: int | None = None,
-    merged_copy: bool = False, on_gpu: bool = True,
+    merged_copy: bool = False, on_gpu: bool = True, shards: int = 1,
 ) -> Memory:  # fmt: skip
     """The peak of answering `batch` rows at a time whose prompt and answer have at most `tokens` together.
 
     Reading the prompts, of at most `prompt` tokens (None: `tokens`), needs one layer's tensors for all of them; the
     logits are those of each row's last token, with a float32 copy. `merged_copy`: the adapter is merged into a
-    second, unquantised set of the linear weights.
+    second, unquantised set of the linear weights. `shards` as in `training_memory`.
     """
     b, prompt = dtype_bytes, tokens if prompt is None else prompt
     reading = min(batch, max(1, READ_TOKENS // max(1, prompt)))  # rows whose prompts are read at once
     widest = max(3 * shape.intermediate, 4 * shape.query_width) * b + 3 * shape.hidden * 4
     copy = shape.linear_parameters * b if merged_copy else 0
     return Memory(
-        weights=weight_bytes(shape, quantised=quantised, dtype_bytes=b) + copy,
+        weights=share_bytes(shape, shards, quantised=quantised, dtype_bytes=b) + copy,
+        gathered=gathered_bytes(shape, shards, dtype_bytes=b),
         activations=reading * prompt * (widest + prompt * b),  # with the mask of padded prompts
         logits=batch * shape.vocabulary * (b + 4),
         cache=cache_bytes(shape, batch, tokens, dtype_bytes=b),

@@ -127,15 +127,18 @@ def tokenizer_in(folder: Path | None) -> PreTrainedTokenizerBase | None:
 
 def of_stage(
     host: Host, stage: Stage, table: StageTable, parameters: Parameters, facts: BaseFacts,
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: PreTrainedTokenizerBase | None, processes: int = 0,
 ) -> StageEstimate:  # fmt: skip
-    """What a stage will take. Errors: InputError for its files, HostUnfit or InputError for an asked attention."""
+    """What a stage will take; 0 `processes`: as the parameters or the device say.
+
+    Errors: InputError for its files, HostUnfit or InputError for what is asked of the base and cannot be had.
+    """
     work = workload.of_stage(stage, table, parameters, host.data_root, tokenizer)
     steps = workload.steps_of(parameters, work.examples)
     examples = parameters.per_device_train_batch_size * parameters.gradient_accumulation_steps
     epochs = steps * examples / work.examples if parameters.max_steps > 0 else parameters.num_train_epochs
     tokens = round(work.tokens * epochs)
-    way = Way(parameters, host.device, facts.shape, work, steps)
+    way = Way(parameters, host.device, facts.shape, work, steps, processes)
     expected = sum(way.answer(question)[0] * question.count for question in work.questions)
     figures = _from_figures(host, way, tokens)
     seconds = _from_last_run(host, stage.name, way, tokens, figures) or figures or Seconds()
@@ -163,10 +166,14 @@ def _from_last_run(host: Host, stage: str, way: Way, tokens: int, figures: Secon
 
 
 def _from_figures(host: Host, way: Way, tokens: int) -> Seconds | None:
-    """From peak and bandwidth, which hold for a GPU's native types of 16 bits only."""
+    """From peak and bandwidth, which hold for a GPU's native types of 16 bits only, and for a base that is whole.
+
+    How fast shares are gathered depends on what connects the GPUs.
+    """
     shape, choose, on_gpu = way.shape, way.choices.value, host.device.kind == "cuda"
     native = choose("dtype") == "float16" or (choose("dtype") == "bfloat16" and host.device.bf16_native)
-    speed = host.speed if shape is not None and (native or not on_gpu) else None
+    fitting = shape is not None and (native or not on_gpu) and not choose("shard_base")
+    speed = host.speed if fitting else None
     if speed is None or shape is None:
         return None
     share = way.processes if on_gpu else 1  # processes on one processor share its cores

@@ -13,12 +13,12 @@ from trainer.state import Layout, read_json, write_json
 # The modules whose text shapes an adapter, and those that shape its score. A changed comment in one of them
 # asks for a new result: better once too often than a report that its code does not explain.
 TRAINING_MODULES = (
-    "budget", "choices", "continuation", "crew", "encoding", "estimate", "examples", "feed", "ladder", "lines",
-    "loop", "lowrank", "model", "packing", "prefixes", "resume", "shape", "tokenised", "train",
+    "budget", "choices", "continuation", "crew", "encoding", "estimate", "examples", "feed", "fitting", "ladder",
+    "lines", "loop", "lowrank", "model", "packing", "prefixes", "resume", "shape", "sharding", "tokenised", "train",
 )  # fmt: skip
 EVALUATION_MODULES = (
-    "characters", "data", "decoder", "encoding", "evaluate", "generate", "judges", "keypoints", "ladder", "latex",
-    "leakage", "lines", "mathtext", "merging", "metrics", "records", "refusal", "sections", "seen",
+    "characters", "crew", "data", "decoder", "encoding", "evaluate", "generate", "judges", "keypoints", "ladder",
+    "latex", "leakage", "lines", "mathtext", "merging", "metrics", "records", "refusal", "sections", "seen",
 )  # fmt: skip
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 

@@ -16,9 +16,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from trainer import decoder
 from trainer.config import Parameters
+from trainer.crew import ALONE, Crew
 from trainer.data import Row
 from trainer.encoding import question_of, render_prompt, render_turn
-from trainer.errors import HostUnfit, InputError
+from trainer.errors import HostUnfit, InputError, TrainingFailed
 from trainer.ladder import is_out_of_memory
 
 BATCH = 64  # questions at a time where nobody says how many memory holds
@@ -53,12 +54,15 @@ class Asked:
 def answer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], parameters: Parameters,
     progress: Callable[[int, int], None], *, batch: int = 0, report: Callable[..., None] | None = None,
+    crew: Crew = ALONE,
 ) -> Answers:  # fmt: skip
     """One greedy answer for each row, at most `batch` at a time (0: per_device_eval_batch_size, else BATCH).
 
     `progress(done, all)` is called now and then, and at the end; `report("out_of_memory", **entry)` when a batch
     did not fit and is halved. A prediction that its limit has cut (finish_reason length) names that limit as `cut_by`.
-    Errors: InputError for a question without room for an answer, HostUnfit for one that memory does not hold alone.
+    `crew` are the processes that share the base's weights, if any do: each answers rows of its own at the same time,
+    even when it has none. Errors: InputError for a question without room for an answer, HostUnfit for one that memory
+    does not hold alone, TrainingFailed for a batch that it does not hold where the base is in shares.
     """
     started = time.monotonic()
     asked = [ask(model, tokenizer, row, parameters) for row in rows]
@@ -66,7 +70,7 @@ def answer(
     was_training = model.training
     model.eval()
     try:
-        answers, halvings = _answer_all(model, tokenizer, asked, batch, _seldom(progress, len(rows)), report)
+        answers, halvings = _answer_all(model, tokenizer, asked, batch, _seldom(progress, len(rows)), report, crew)
     finally:
         model.train(was_training)
     found = []
@@ -131,7 +135,7 @@ def _seldom(progress: Callable[[int, int], None], rows: int) -> Callable[[int], 
 
 def _answer_all(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Asked], batch: int,
-    told: Callable[[int], None], report: Callable[..., None] | None,
+    told: Callable[[int], None], report: Callable[..., None] | None, crew: Crew,
 ) -> tuple[dict[int, list[int]], list[dict[str, Any]]]:  # fmt: skip
     """The tokens of each answer by its place in `asked`, and the entry of each halving of the batch."""
     answers: dict[int, list[int]] = {}
@@ -144,6 +148,8 @@ def _answer_all(
     run = by_decoder if decoder.is_for(model) else by_generate
     # The longest first: they end last, and what does not fit shows at once.
     order = sorted(range(len(asked)), key=lambda index: (len(asked[index].prompt), asked[index].cap), reverse=True)
+    if crew.size > 1:
+        _answer_in_step(model, tokenizer, {index: asked[index] for index in order}, batch, done, crew)
     while left := [index for index in order if index not in answers]:
         try:
             run(model, tokenizer, {index: asked[index] for index in left}, batch, done)
@@ -165,6 +171,23 @@ def _answer_all(
     return answers, halvings
 
 
+def _answer_in_step(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: dict[int, Asked], batch: int,
+    done: Callable[[int, list[int]], None], crew: Crew,
+) -> None:  # fmt: skip
+    """All answers on a base in shares. TrainingFailed where memory runs out: the others wait in the middle of it."""
+    try:
+        by_decoder(model, tokenizer, asked, batch, done, crew)
+    except (RuntimeError, MemoryError) as problem:
+        if not is_out_of_memory(problem):
+            raise
+        less = f"set per_device_eval_batch_size to {batch // 2} or less" if batch > 1 else "lower max_new_tokens"
+        raise TrainingFailed(
+            f"out of memory while answering {batch} questions at a time, and processes that share the base cannot try "
+            f"fewer; {less}"
+        ) from problem
+
+
 def _free(model: PreTrainedModel) -> None:
     gc.collect()
     if model.device.type == "cuda":
@@ -180,11 +203,11 @@ def _alone(item: Asked) -> str:
 
 def by_decoder(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: dict[int, Asked], batch: int,
-    done: Callable[[int, list[int]], None],
+    done: Callable[[int, list[int]], None], crew: Crew = ALONE,
 ) -> None:  # fmt: skip
     """Answer with rows that come and go (see `decoder`)."""
     places, items = list(asked), list(asked.values())
-    found = decoder.Decoder(model, stop_tokens(tokenizer), tokenizer.pad_token_id)
+    found = decoder.Decoder(model, stop_tokens(tokenizer), tokenizer.pad_token_id, crew)
     prompts, caps = [item.prompt for item in items], [item.cap for item in items]
     found.answer(prompts, caps, batch, lambda place, tokens: done(places[place], tokens))
 

@@ -142,7 +142,7 @@ class StageJob:
         if self.crew.is_first:
             with self.times.of("estimate"):
                 where = self.layout, self.stage, self.table, self.parameters, Path(self.job["data_root"])
-                self.estimate = account.estimated(*where, base)
+                self.estimate = account.estimated(*where, base, self.crew.size)
         with self.times.of("data"):
             context = getattr(base.model.config, "max_position_embeddings", self.parameters.max_length)
             # In turn, beside the lock of the cache: the others wait where they hear of it when the first one fails.
@@ -187,6 +187,7 @@ class StageJob:
             found = self.crew.gather(self._plan_answers(base, adapted, sets))
         self.take(min(found, key=lambda choices: bool(choices.value("merge"))))  # as the one that cannot
         batch = min(int(choices.value("eval_batch")) for choices in found)
+        sharers = self.crew if base.choices.value("shard_base") else ALONE
         as_trained = merging.merged if self.choices.value("merge") else contextlib.nullcontext
 
         def answers(rows: list[Any], name: str, total: int) -> list[Any]:
@@ -194,7 +195,10 @@ class StageJob:
                 self.report("progress", questions=name, answered=min(done * self.crew.size, total), rows=total)
 
             with model.disable_adapter() if name == BASE else as_trained(model):
-                found = answer(model, base.tokenizer, rows, self.parameters, progress, batch=batch, report=self.report)
+                found = answer(
+                    model, base.tokenizer, rows, self.parameters, progress, batch=batch, report=self.report,
+                    crew=sharers,
+                )  # fmt: skip
             self.out_of_memory += found.out_of_memory
             return found.predictions
 
@@ -217,7 +221,7 @@ class StageJob:
         asked = [ask(model, base.tokenizer, row, self.parameters) for item in sets for row in item.rows]
         longest = max((len(item.prompt) + item.cap for item in asked), default=1)
         rows = -(-len(asked) // self.crew.size)
-        found = for_answers(parameters, base.device, base.shape, base.choices, rows, longest)
+        found = for_answers(parameters, base.device, base.shape, base.choices, rows, longest, self.crew.size)
         if found.value("merge") == merge.value:  # else memory has the last word
             found["merge"] = merge
         return found
@@ -251,5 +255,6 @@ def store(job: Job, parameters: config.Parameters, base: Base, processes: int = 
         return None
     shaping = {**config.by_scope(parameters, "training"), "use_qlora": base.quantised}  # auto can be either
     device, dtype = base.model.device.type, str(base.dtype).removeprefix("torch.")
-    inputs = checkpoint.made_with(job["fingerprint"]["parts"], shaping, results.versions(), device, dtype, processes)
+    place = device, dtype, processes, bool(base.choices.value("shard_base"))
+    inputs = checkpoint.made_with(job["fingerprint"]["parts"], shaping, results.versions(), *place)
     return checkpoint.Store(Path(job["checkpoints"]), inputs)

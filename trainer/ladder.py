@@ -36,6 +36,12 @@ class Failure:
     row_id: str
     longest: int
 
+    @classmethod
+    def of(cls, tokens: int, items: Sequence[Any]) -> Failure:
+        """That of a pass of these items (with `row_id` and a length in tokens); there may be none in it."""
+        longest = max(items, key=len, default=None)
+        return cls(tokens, len(items), longest.row_id if longest else "", len(longest) if longest else tokens)
+
 
 def is_out_of_memory(problem: BaseException) -> bool:
     """Whether an exception says that an allocation failed, on a GPU or on the CPU."""
@@ -65,10 +71,26 @@ def told(step: int, before: Rung, after: Rung) -> str:
     return f"out of memory at step {step}: {change}; examples, steps and learning rates stay the same"
 
 
+def of_shares(step: int, rung: Rung, failure: Failure, device: str, memory_bytes: int) -> str:
+    """The sentence for a pass on a base in shares: the other processes wait in the middle of it, so none is tried."""
+    rows = f"{failure.rows} rows" if failure.rows > 1 else f"row {failure.row_id!r} alone"
+    changes = [f"tokens_per_pass to {failure.tokens // 2} or less"] if failure.rows > 1 else []
+    changes += [] if rung.gradient_checkpointing else ["gradient_checkpointing to true"]
+    told = "set " + " or ".join(changes) if changes else "shorten it, lower lora_r or take more devices"
+    return (
+        f"out of memory at step {step}: a pass of {failure.tokens} tokens ({rows}) does not fit into the "
+        f"{_room(device, memory_bytes)}, and processes that share the base cannot try a smaller one; {told}"
+    )
+
+
+def _room(device: str, memory_bytes: int) -> str:
+    return f"{memory_bytes / 2**30:.1f} GiB of {device}" if memory_bytes else f"memory of {device}"
+
+
 def gave_up(failure: Failure, device: str, memory_bytes: int) -> str:
     """The sentence for a row that fits on no rung."""
-    room = f"{memory_bytes / 2**30:.1f} GiB of {device}" if memory_bytes else f"memory of {device}"
     return (
-        f"row {failure.row_id!r} with its {failure.longest} tokens does not fit alone into the {room}, even with "
+        f"row {failure.row_id!r} with its {failure.longest} tokens does not fit alone into the "
+        f"{_room(device, memory_bytes)}, even with "
         "gradient checkpointing; shorten it, set use_qlora to true, lower lora_r or take a device with more memory"
     )

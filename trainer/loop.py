@@ -18,7 +18,7 @@ from peft.helpers import disable_input_dtype_casting
 from transformers import AttentionInterface, PreTrainedModel, Trainer
 from trl.trainer.utils import add_fused_lm_head
 
-from trainer import ladder, lowrank, memory, packing
+from trainer import ladder, lowrank, memory, packing, sharding
 from trainer.crew import ALONE, Crew
 from trainer.errors import TrainingFailed
 from trainer.feed import Rows, Step, loader
@@ -108,6 +108,10 @@ class StepTrainer(Trainer):  # type: ignore[misc]
     def _wrap_model(self, model: Any, *_: Any, **__: Any) -> Any:
         return model  # not even where one process sees several GPUs
 
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        if not sharding.is_sharded(getattr(model, "get_base_model", lambda: model)()):  # those are in their place
+            super()._move_model_to_device(model, device)
+
     def get_train_dataloader(self) -> Any:
         """The steps, the same in every process; not sharded by accelerate."""
         return loader(self.rows, self.per_step, self.args.seed)
@@ -163,12 +167,17 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         loss = torch.zeros((), dtype=torch.float64)
         counts = Counts(trained_tokens=sum(int((item.labels[1:] >= 0).sum()) for item in step.items))
         losses = []
-        for one in packing.passes(step.items, rung.tokens_per_pass, self.running.layout, self.manner.shared):
+        passes = packing.passes(step.items, rung.tokens_per_pass, self.running.layout, self.manner.shared)
+        for one in sharding.in_step(self.base, passes, self.running.layout, self.crew):
             found = self._carry_out(one, step.trained_tokens)
             if found is None:
-                longest = max(one.items, key=len)
-                return loss, counts, Failure(one.tokens, len(one.items), longest.row_id, len(longest))
+                failure = Failure.of(one.tokens, one.items)
+                if sharding.is_sharded(self.base):
+                    raise TrainingFailed(ladder.of_shares(number, rung, failure, *_memory(self.args.device)))
+                return loss, counts, failure
             losses.append(found)
+            if not one.items:
+                continue
             counts.tokens += sum(one.lengths)
             counts.pass_tokens += one.tokens
             counts.passes += 1
@@ -177,8 +186,9 @@ class StepTrainer(Trainer):  # type: ignore[misc]
     def _carry_out(self, one: packing.Pass, trained_tokens: int) -> torch.Tensor | None:
         """The pass's share of the step's loss, its gradients added; None when memory ran out."""
         try:
-            loss = self.compute_loss(self.model, one, num_items_in_batch=trained_tokens)
-            self.accelerator.backward(loss)
+            with self.crew.in_step():
+                loss = self.compute_loss(self.model, one, num_items_in_batch=trained_tokens)
+                self.accelerator.backward(loss)
             return loss.detach()
         except (RuntimeError, MemoryError) as problem:
             if not ladder.is_out_of_memory(problem):

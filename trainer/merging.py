@@ -18,7 +18,7 @@ from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 
-from trainer import memory
+from trainer import memory, sharding
 from trainer.choices import Choice
 from trainer.config import Parameters
 from trainer.model import Base
@@ -40,6 +40,8 @@ def obstacle(adapted: PeftModel, base: Base) -> str:
     """Why merged weights would not answer the same, or do not fit beside the originals; "" when they may be used."""
     if base.quantised:
         return "a 4-bit base would be quantised anew"
+    if sharding.is_sharded(base.model):
+        return "a base in shares is never whole on one device"
     if base.dtype != torch.float32:
         return f"weights in {str(base.dtype).removeprefix('torch.')} would round the adapter away"
     layers = _layers(adapted)

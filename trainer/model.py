@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from trainer import device as devices
 from trainer import shape as shapes
+from trainer import sharding
 from trainer.choices import Choices, for_base
 from trainer.config import Parameters, suggestion
 from trainer.encoding import first_line, load_tokenizer
@@ -50,7 +51,8 @@ def load_base(
     """The base model in the folder `path` on the device of this host, ready for an adapter.
 
     `device` and `choices` (of `choices.for_base`) are found and made where they are not given. `copy` is a 4-bit copy
-    of this base (trainer/prepared.py) to read the weights from.
+    of this base (trainer/prepared.py) to read the weights from. A base that is to be in shares is whole in the memory
+    of the host for as long as this takes.
     """
     device, shape = device or devices.found(), shapes.of_folder(Path(path))
     choices = Choices(for_base(parameters, device, shape) if choices is None else choices)
@@ -64,7 +66,8 @@ def load_base(
     if quantise:
         settings = quantisation(dtype)
         options |= {} if copy else {"quantization_config": settings}
-    if torch.cuda.is_available():
+    shares = bool(choices.value("shard_base"))
+    if torch.cuda.is_available() and not shares:
         options["device_map"] = {"": torch.cuda.current_device()}  # the process's own
     try:
         model = AutoModelForCausalLM.from_pretrained(str(copy or path), **options)
@@ -76,6 +79,8 @@ def load_base(
         choices.add("attention", taken, f"{type(model).__name__} has no other")
     if choices.value("fused_kernels") == "liger":
         fuse(model)
+    if shares:
+        sharding.shard(model)
     return Base(model, tokenizer, dtype, quantise, path, device, shape, choices)
 
 

@@ -180,6 +180,7 @@ def _wrapped(text: str, mark: str = "") -> list[str]:
 def _told(choices: Choices) -> str:
     choose = choices.value
     weights = "nf4 weights" if choose("quantise") else f"{choose('dtype')} weights"
+    weights += " in shares" if choose("shard_base") else ""
     again = "gradient checkpointing" if choose("gradient_checkpointing") else "no checkpointing of gradients"
     return (
         f"{weights}, computing in {choose('dtype')}, attention {choose('attention')}, {again}, "

@@ -106,6 +106,15 @@ def lay_out(items: list[Item], layout: str, sharing: bool = False) -> Pass:
     return Pass(items, layout, own_ids, own_labels, spans)
 
 
+def empty(layout: str) -> Pass:
+    """A pass of one token that teaches nothing: its loss and gradients are zero, and it goes through the whole model.
+
+    For a process that has no rows left while others still have: see trainer/sharding.py.
+    """
+    nothing = torch.full((1, 1), PADDING)
+    return Pass([], layout, nothing, torch.full_like(nothing, IGNORED), prefixes.whole([1]))
+
+
 def inputs(one: Pass, attention: str, device: torch.device) -> dict[str, Any]:
     """What the model is called with, on its device."""
     found: dict[str, Any] = {"input_ids": one.input_ids.to(device), "use_cache": False}

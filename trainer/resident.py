@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,8 @@ COPY = "base_copy"  # the choice that says whether the 4-bit copy was read
 class Resident:
     """Holds at most one base; `report(event, **fields)` hears what is done for it.
 
-    Of several processes each loads it; the first one alone builds, fetches or prepares it before.
+    Of several processes each loads it, one after another where they share it; the first one alone builds, fetches or
+    prepares it before.
     """
 
     def __init__(self, layout: Layout, report: Callable[..., None], crew: Crew = ALONE) -> None:
@@ -49,8 +52,11 @@ class Resident:
         if self.place != place:
             self.folder = self.crew.once(lambda: str(self._find(parameters, corpus)))
             self.place = place
-        self.device = self.device or devices.found()
-        choices = for_base(parameters, self.device, shape.of_folder(Path(self.folder)))
+        if self.device is None:
+            found = devices.found()
+            # What is chosen for the base must be the same in all processes, on cards of other sizes as well.
+            self.device = replace(found, memory_bytes=min(self.crew.gather(found.memory_bytes)))
+        choices = for_base(parameters, self.device, shape.of_folder(Path(self.folder)), self.crew.size)
         key = (place, *((choice.name, choice.value) for choice in choices.values()))
         if self.base is None or self.key != key:
             if self.base is not None:
@@ -78,7 +84,8 @@ class Resident:
         from trainer import model
 
         if not choices.value("quantise"):
-            return model.load_base(self.folder, parameters, device=device, choices=choices)
+            load = functools.partial(model.load_base, self.folder, parameters, device=device, choices=choices)
+            return self.crew.one_by_one(load) if choices.value("shard_base") else load()
 
         def find() -> tuple[prepared.Inputs, Path | None]:
             content = self._content(parameters, corpus)

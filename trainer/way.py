@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer import choices as chosen
 from trainer import workload
-from trainer.budget import DTYPE_BYTES, Lengths, TrainingNeeds, safe_memory
+from trainer.budget import DTYPE_BYTES, Lengths, TrainingNeeds, safe_memory, shards
 from trainer.choices import Choices
 from trainer.config import Parameters
 from trainer.copies import size
@@ -44,16 +44,23 @@ class Fit:
 
 
 class Way:
-    """One stage of these parameters on this device. Errors: those of trainer.choices.for_base."""
+    """One stage of these parameters on this device, 0 `processes`: as the parameters or the device say.
 
-    def __init__(self, parameters: Parameters, device: Device, shape: Shape | None, work: Workload, steps: int) -> None:
+    Errors: those of trainer.choices.for_base.
+    """
+
+    def __init__(
+        self, parameters: Parameters, device: Device, shape: Shape | None, work: Workload, steps: int,
+        processes: int = 0,
+    ) -> None:  # fmt: skip
         self.parameters, self.device, self.shape, self.work, self.steps = parameters, device, shape, work, steps
-        self.processes = parameters.num_processes or (device.count if device.kind == "cuda" else 1)
+        asked = processes or parameters.num_processes
+        self.processes = asked or (device.count if device.kind == "cuda" else 1)
         self.lengths = Lengths(work.examples, work.tokens, work.longest, work.trained_share)
         self.width = max((q.prompt + self.answer(q)[1] for q in work.questions), default=1)
-        base = chosen.for_base(parameters, device, shape)
+        base = chosen.for_base(parameters, device, shape, self.processes)
         training = chosen.for_training(parameters, device, shape, base, self.lengths, steps, self.processes)
-        answers = chosen.for_answers(parameters, device, shape, base, work.asked, self.width)
+        answers = chosen.for_answers(parameters, device, shape, base, work.asked, self.width, self.processes)
         self.choices = Choices({**base, **training, **answers})
 
     def answer(self, question: Question) -> tuple[int, int]:
@@ -64,12 +71,14 @@ class Way:
         """Memory of training and of answering; only where the shape is known."""
         assert self.shape is not None
         choose = self.choices.value
-        needs = TrainingNeeds(self.parameters, self.device, self.shape, self.choices, choose("packing"), self.lengths)
+        needs = TrainingNeeds(
+            self.parameters, self.device, self.shape, self.choices, choose("packing"), self.lengths, self.processes
+        )
         answering = answering_memory(
             self.shape, quantised=choose("quantise"), dtype_bytes=DTYPE_BYTES[choose("dtype")],
             batch=min(choose("eval_batch"), max(1, self.work.asked)), tokens=self.width,
             prompt=max((q.prompt for q in self.work.questions), default=1), merged_copy=choose("merge"),
-            on_gpu=self.device.kind == "cuda",
+            on_gpu=self.device.kind == "cuda", shards=shards(self.choices, self.processes),
         )  # fmt: skip
         return needs.memory(choose("tokens_per_pass"), choose("gradient_checkpointing")), answering
 
@@ -88,7 +97,9 @@ class Way:
         )
         least = need
         for changes in self._remedies():
-            changed = Way(replace(self.parameters, **changes), self.device, self.shape, self.work, self.steps)
+            changed = Way(
+                replace(self.parameters, **changes), self.device, self.shape, self.work, self.steps, self.processes
+            )
             found = max(memory.total for memory in changed.needs())
             least = min(least, found)
             if found <= room:
@@ -104,9 +115,13 @@ class Way:
         together: dict[str, Any] = {}
         for name, value in (
             ("per_device_eval_batch_size", 0), ("tokens_per_pass", 0), ("merge_adapter", "off"),
-            ("gradient_checkpointing", True), ("use_qlora", True), ("per_device_eval_batch_size", 1),
+            ("gradient_checkpointing", True), ("shard_base", "auto"), ("use_qlora", True),
+            *([("use_qlora", "auto")] if self.processes > 1 else []),  # many shares are less than 4 bits
+            ("per_device_eval_batch_size", 1),
         ):  # fmt: skip
             if getattr(self.parameters, name) != value:
                 together[name] = value
-                yield {name: value}
+                # Weights of 4 bits are not shared: both together would be refused.
+                refused = name == "use_qlora" and self.parameters.shard_base is True
+                yield {**({"shard_base": "auto"} if refused else {}), name: value}
         yield together

@@ -142,7 +142,7 @@ def test_importing_what_needs_no_torch_imports_none() -> None:
     """The controller and the supervisor never load it; only these modules may, and `worker` inside its functions."""
     heavy = {
         "continuation", "decoder", "feed", "generate", "loop", "lowrank", "merging", "model", "packing", "prefixes",
-        "resume", "train",
+        "resume", "sharding", "train",
     }  # fmt: skip
     names = sorted(p.stem for p in (ROOT / "trainer").glob("*.py") if p.stem not in {*heavy, "__main__"})
     code = (

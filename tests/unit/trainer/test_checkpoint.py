@@ -20,11 +20,12 @@ VERSIONS = dict.fromkeys(checkpoint.LIBRARIES, "1.0") | {"bitsandbytes": None, "
 
 
 def inputs(**changes: Any) -> dict[str, Any]:
-    """Inputs of a training; changes of a part, or of `learning_rate`, `torch`, `device`, `dtype`, `processes`."""
+    """Inputs of a training; changes of a part, of `learning_rate` or `torch`, or of where it is carried out."""
     parts = {**PARTS, **{name: value for name, value in changes.items() if name in PARTS}}
     rate = {"learning_rate": changes.get("learning_rate", 1e-4), "seed": 42}
     versions = {**VERSIONS, **{name: value for name, value in changes.items() if name in VERSIONS}}
-    place = [changes.get(name, value) for name, value in (("device", "cpu"), ("dtype", "float32"), ("processes", 1))]
+    usual = {"device": "cpu", "dtype": "float32", "processes": 1, "sharded": False}
+    place = [changes.get(name, value) for name, value in usual.items()]
     return checkpoint.made_with(parts, rate, versions, *place)
 
 
@@ -168,6 +169,7 @@ def test_what_does_not_verify_is_not_the_one_before(store: Store, folder: Path) 
      ({"base": "x"}, "the base model changed"), ({"modules": "x"}, "the trainer's code changed"),
      ({"previous": "x"}, "the stage before changed"), ({"device": "cuda"}, "device was cpu, is cuda"),
      ({"processes": 2}, "the number of processes was 1, is 2"),
+     ({"sharded": True}, "shard_base was False, is True"),
      ({"dtype": "bfloat16"}, "dtype was float32, is bfloat16"), ({"data": "x", "torch": "2"},
      "torch was 1.0, is 2; the training data changed")],
 )  # fmt: skip

@@ -11,7 +11,8 @@ import pytest
 
 from tests.unit.trainer import together
 from trainer import crew
-from trainer.crew import ALONE, Crew, of_rank
+from trainer.crew import ALONE, Crew, PeerGone, of_rank
+from trainer.errors import TrainingFailed
 
 
 def member(rank: int, size: int) -> Crew:
@@ -30,6 +31,9 @@ def test_one_alone_has_everything_and_agrees_with_itself() -> None:
     ALONE.let_go()
     numbers = [1.0]
     ALONE.add_up([numbers])
+    assert ALONE.one_by_one(lambda: 9) == 9
+    with pytest.raises(RuntimeError, match="/gloo/"), ALONE.in_step():
+        raise RuntimeError("/gloo/")
     ALONE.spread([numbers])
     ALONE.barrier()
     ALONE.leave()
@@ -83,6 +87,12 @@ def found():
         (folder / "made").touch()
     return [me.rank, (folder / "made").exists()]
 told["turns"] = me.gather(me.in_turn(found))
+def alone():
+    (folder / "inside").mkdir()  # an error where another process is in it
+    time.sleep(0.2)
+    (folder / "inside").rmdir()
+    return rank
+told["one by one"] = me.gather(me.one_by_one(alone))
 def work(share, mark):
     return [f"{item}{mark}{me.rank}" for item in share]
 if me.is_first:
@@ -108,8 +118,27 @@ def test_two_share_and_agree(tmp_path: Path) -> None:
     assert one["asked"] == [["x-0", "y-1", "z-0"], ["w+0"]], "only the first one knew what was asked"
     assert one["left"] == [], "no library takes itself for one of several"
     assert one["turns"] == [[0, True], [1, True]], "the second one came when the first had made it"
-    assert one["all"] == [{"rank": 0}, {"rank": 1}]
+    assert one["all"] == [{"rank": 0}, {"rank": 1}] and one["one by one"] == ["0", "1"]
     assert (one["word"], one["once"], one["ordered"]) == ("first", "0!", ["a0", "b1", "c0", "d1", "e0"])
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "words"),
+    [
+        ("[/src/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:27027: Connection reset by peer.",
+         PeerGone, "process 1 of 2 was left alone in a pass of the model ([/src/gloo/"),
+        ("[/src/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 3600000ms for recv operation to complete",
+         TrainingFailed, "one of 2 processes did not come to a pass of the model within 3600 s; look at the log for "),
+        ("mat1 and mat2 shapes cannot be multiplied", RuntimeError, "mat1 and mat2"),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB.", RuntimeError, "CUDA out of memory"),
+    ],
+)  # fmt: skip
+def test_only_an_exchange_that_fails_is_the_fault_of_others(said: str, kind: type[Exception], words: str) -> None:
+    found = crew.Joined.__new__(crew.Joined)  # as one that has joined: what it says needs no other
+    found.rank, found.size = 0, 2
+    with pytest.raises(kind) as caught, found.in_step():
+        raise RuntimeError(said)
+    assert type(caught.value) is kind and str(caught.value).startswith(words)
 
 
 LATE = """

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from trainer import decoder
+from trainer.crew import Crew
 
 STOPS, PAD = (7, 11), 0
 
@@ -149,6 +150,40 @@ def test_a_row_that_has_ended_costs_nothing(tiny: Any) -> None:
 
 def test_no_prompts_are_no_work(tiny: Any) -> None:
     assert answered(tiny, [], [], 4) == []
+
+
+class Waiting(Crew):
+    """One of two processes that share the weights; the other one has `turns` to go."""
+
+    size = 2
+
+    def __init__(self, turns: int) -> None:
+        self.turns = turns
+
+    def any(self, flag: bool) -> bool:
+        self.turns -= 1
+        return flag or self.turns >= 0
+
+
+@pytest.mark.parametrize(("turns", "wanted"), [(7, 7), (3, 3), (2, 3), (0, 3)])
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_process_takes_part_in_the_turns_of_the_others(tiny: Any, asked: bool, turns: int, wanted: int) -> None:
+    """Three turns of its own, and one token without a cache for each that others have beyond."""
+    shapes: list[tuple[int, ...]] = []
+    prompts = PROMPTS[:2] if asked else []
+    found: dict[int, list[int]] = {}
+    handle = tiny.register_forward_pre_hook(
+        lambda module, inputs, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        shared = decoder.Decoder(tiny, (399,), PAD, Waiting(turns))
+        shared.answer(prompts, [3] * len(prompts), 4, found.__setitem__)
+    finally:
+        handle.remove()
+    own = [(2, 40), (2, 1), (2, 1)] if asked else []
+    assert len(shapes) == (wanted if asked else turns)
+    assert shapes == own + [(1, 1)] * (len(shapes) - len(own))
+    assert [found[index] for index in range(len(prompts))] == [expected(tiny, prompt, 3, (399,)) for prompt in prompts]
 
 
 def test_models_whose_layers_keep_everything_are_for_it() -> None:

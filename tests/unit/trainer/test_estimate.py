@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from trainer.estimate import (
     answering_memory,
     attention_bytes,
     cache_bytes,
+    gathered_bytes,
     head_bytes,
     layer_bytes_per_token,
     training_memory,
@@ -160,6 +162,27 @@ def test_answering_grows_with_the_batch_and_a_merged_copy() -> None:
     assert twice.cache == 2 * found.cache and twice.weights == found.weights
     merged = answering_memory(QWEN3_8B, **wanted, merged_copy=True)
     assert merged.weights - found.weights == 2 * QWEN3_8B.linear_parameters
+
+
+def test_shares_divide_the_weights_and_what_is_gathered_comes_on_top() -> None:
+    whole = training_memory(QWEN3_8B, **{**TRAINING, "quantised": False})
+    shares = training_memory(QWEN3_8B, **{**TRAINING, "quantised": False}, shards=4)
+    assert whole.gathered == 0 and shares.weights == -(-whole.weights // 4)
+    root = 2 * 2 * 151936 * 4096 + 2 * 4096  # embeddings, head, last norm in 16 bits
+    layer = 2 * (QWEN3_8B.parameters - root // 2) // 36
+    assert shares.gathered == 2 * root + layer, "the layers of this model are smaller than its embeddings"
+    same = ("adapter", "gradients", "optimiser", "activations", "logits", "cache", "overhead")
+    assert all(getattr(whole, name) == getattr(shares, name) for name in same)
+    wanted: dict[str, Any] = {"quantised": False, "dtype_bytes": 2, "batch": 16, "tokens": 2048}
+    answering = answering_memory(QWEN3_8B, **wanted, shards=4)
+    assert (answering.weights, answering.gathered) == (shares.weights, shares.gathered)
+    assert answering_memory(QWEN3_8B, **wanted).gathered == 0
+    small = of_name("Qwen/Qwen3-0.6B")
+    assert small is not None
+    tall = replace(small, vocabulary=1000)
+    root = 2 * (1000 * small.hidden + small.hidden)
+    layer = 2 * (tall.parameters - root // 2) // small.layers
+    assert gathered_bytes(tall, 2, dtype_bytes=2) == root + 4 * layer, "the larger of both counts"
 
 
 def peak_bytes(step: Callable[[], None]) -> int:

@@ -75,3 +75,31 @@ def test_what_people_are_told() -> None:
         "checkpointing; shorten it, set use_qlora to true, lower lora_r or take a device with more memory"
     )
     assert "into the memory of this host, even" in ladder.gave_up(failed(2048), "this host", 0)
+
+
+@pytest.mark.parametrize(
+    ("rung", "failure", "advice"),
+    [
+        (Rung(4096, False), failed(900, 3), "set tokens_per_pass to 450 or less or gradient_checkpointing to true"),
+        (Rung(4096, True), failed(900, 3), "set tokens_per_pass to 450 or less"),
+        (Rung(4096, False), failed(900), "set gradient_checkpointing to true"),
+        (Rung(4096, True), failed(900), "shorten it, lower lora_r or take more devices"),
+    ],
+)
+def test_processes_that_share_the_base_are_told_what_to_set(rung: Rung, failure: ladder.Failure, advice: str) -> None:
+    rows = "3 rows" if failure.rows > 1 else "row 'row-1' alone"
+    assert ladder.of_shares(4, rung, failure, "NVIDIA A10", 24 * 2**30) == (
+        f"out of memory at step 4: a pass of 900 tokens ({rows}) does not fit into the 24.0 GiB of NVIDIA A10, and "
+        f"processes that share the base cannot try a smaller one; {advice}"
+    )
+    assert " does not fit into the memory of this host, and " in ladder.of_shares(4, rung, failure, "this host", 0)
+
+
+def test_a_failure_names_the_longest_row_of_its_pass() -> None:
+    class Item(list[int]):
+        def __init__(self, row_id: str, tokens: int) -> None:
+            super().__init__(range(tokens))
+            self.row_id = row_id
+
+    assert Failure.of(12, [Item("a", 4), Item("b", 7)]) == Failure(12, 2, "b", 7)
+    assert Failure.of(1, []) == Failure(1, 0, "", 1), "a pass that teaches nothing has no row"

@@ -57,6 +57,22 @@ def test_the_table_fits_a_terminal_and_says_that_nothing_is_started(command: Com
     assert "estimated from the characters" in out and "as NVIDIA tells" in " ".join(out.split())
 
 
+def test_shares_of_the_base_are_told_with_what_a_device_then_holds(command: Command) -> None:
+    small = replace(H200, name="NVIDIA A4000", memory_bytes=16 * 10**9, count=4)
+    asked = ("--set", "use_qlora=false", "--stages", "style", "--json")
+    code, out, _ = command(*asked, found=small)
+    (stage,) = json.loads(out)["stages"]
+    whole = weight_bytes(QWEN3_8B, quantised=False, dtype_bytes=2)
+    assert code == 0 and stage["unfit"] == "" and stage["memory_bytes"] < 0.9 * 16e9 < whole
+    assert stage["training_memory"]["weights"] == -(-whole // 4) and stage["training_memory"]["gathered"] > 0
+    told = {choice["name"]: choice["value"] for choice in stage["choices"]}
+    assert told["shard_base"] is True and stage["seconds"] is None, "what connects the cards is not known"
+    code, out, _ = command(*asked[:-1], found=small)
+    assert code == 0 and "bfloat16 weights in shares, computing in bfloat16" in " ".join(out.split())
+    code, out, _ = command(*asked, found=replace(small, count=1))
+    assert code == 0 and "set use_qlora to true" in json.loads(out)["stages"][0]["unfit"]
+
+
 @pytest.mark.parametrize("names", ["style", "sample,all"])
 def test_stages_parameters_and_json_are_as_in_the_other_commands(command: Command, names: str) -> None:
     code, out, _ = command("--stages", names, "--set", "num_train_epochs=4", "--json")

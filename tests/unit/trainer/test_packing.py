@@ -265,3 +265,32 @@ def test_an_architecture_that_needs_more_is_refused(
 def test_a_model_with_an_attention_of_its_own_is_refused(base: model.Base, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(base.model), "_supports_attention_backend", False)
     assert packing.refusal(base.model) == "the attention of Qwen3ForCausalLM cannot be replaced"
+
+
+@pytest.mark.parametrize("layout", [PADDING_FREE, PADDED])
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_a_pass_that_teaches_nothing_goes_through_every_layer(
+    base: model.Base, tiny_parameters: Any, layout: str, recomputed: bool
+) -> None:
+    """What a process with nothing left to train does while the others gather their layers: no bit may change by it."""
+    adapted = model.attach_adapter(base, tiny_parameters())
+    trained = [weight for weight in adapted.parameters() if weight.requires_grad]
+    seen: list[int] = []
+    layers = base.model.base_model.layers
+    hooks = [layer.input_layernorm.register_forward_hook(lambda *_: seen.append(1)) for layer in layers]
+    if recomputed:
+        base.model.activation_checkpointing_enable({"use_reentrant": False})
+    try:
+        adapted.train()
+        with packing.attending(base.model, layout):
+            attention = base.model.config._attn_implementation
+            found = packing.loss(adapted, packing.empty(layout), attention, torch.device("cpu"))
+            found.backward()
+        assert float(found) == 0.0 and packing.empty(layout).items == []
+        assert all(weight.grad is not None and not weight.grad.any() for weight in trained)
+        assert len(seen) == len(layers) * (2 if recomputed else 1)
+    finally:
+        base.model.activation_checkpointing_disable()
+        for hook in hooks:
+            hook.remove()
+        model.detach_adapter(adapted, base)

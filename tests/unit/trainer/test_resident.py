@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from trainer import base as embedded
+from trainer import device as devices
+from trainer import sharding
 from trainer.crew import Crew
 from trainer.errors import InputError
 from trainer.resident import Resident
@@ -114,6 +116,37 @@ def test_the_first_of_several_processes_alone_looks_and_prepares(
     assert base.quantised and len(told) == 2
     assert [value is None for value in told] == ([False, False] if rank == 0 else [True, True])
     assert any((tmp_path / "models").glob("prepared-*")) == (rank == 0)
+
+
+class Unlike(Crew):
+    """One of two processes whose card is the larger one, and which loads in turn."""
+
+    size = 2
+    turns = 0
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, value // 2]
+
+    def one_by_one(self, make: Any) -> Any:
+        self.turns += 1
+        return make()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_base_in_shares_is_loaded_by_one_process_after_another(
+    tmp_path: Path, tiny_parameters: Any, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    shared: list[Any] = []
+    monkeypatch.setattr(sharding, "shard", shared.append)
+    crew = Unlike()
+    found = Resident(Layout(tmp_path), lambda *_, **__: None, crew)
+    base = found.get(tiny_parameters(shard_base=asked), tiny_corpus)
+    assert crew.turns == asked and shared == ([base.model] if asked else [])
+    assert base.choices.value("shard_base") is asked
+    assert base.device.memory_bytes == devices.found().memory_bytes // 2, "what is chosen fits every card"
+    assert found.get(tiny_parameters(shard_base=asked), tiny_corpus) is base
+    found.get(tiny_parameters(shard_base=not asked), tiny_corpus)
+    assert crew.turns == 1, "another form of the base is another base"
 
 
 def test_a_base_that_is_not_there_is_refused_in_one_sentence(

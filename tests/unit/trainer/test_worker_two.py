@@ -103,3 +103,35 @@ def test_broken_off_and_resumed_two_processes_give_the_same_bits(make_host: Call
     assert adapter(broken) == adapter(whole)
     assert losses(broken, "sample") == losses(whole, "sample")[-len(losses(broken, "sample")) :]
     assert answers(broken, "sample") == answers(whole, "sample")
+
+
+def test_two_processes_that_share_the_base_give_what_one_gives(make_host: Callable[..., Any]) -> None:
+    """Of three rows two make a step: the second step of an epoch leaves nothing to the second process."""
+    import torch
+
+    asked = {"gate_questions": "trained", "skip_sample": True, "per_device_train_batch_size": 2, "save_steps": 10}
+    shares = {**asked, **TWO, "shard_base": True, "gradient_checkpointing": True}
+    one, two = make_host(), make_host()
+    assert one.carry_out("style", gate="warn", **asked) == (0, "")
+
+    supervisor = two.start(two.submit("style", gate="warn", **shares)["plan_id"])
+    two.wait_for(lambda event: event["event"] == "checkpoint" and event["step"] >= 20)
+    os.kill(members(two)[1], signal.SIGKILL)
+    supervisor.communicate(timeout=60)
+    assert two.states()["style"]["status"] == "lost"
+    assert two.carry_out("style", gate="warn", **shares) == (0, "")
+    assert_nothing_runs(two)
+
+    single, shared = one.report("style"), two.report("style")
+    (resumed,) = [event["step"] for event in two.events() if event["event"] == "resumed"]
+    assert shared["training"]["resumed_from_steps"] == [resumed] and shared["training"]["steps"] == 60
+    for name, weight in weights(one, "style").items():
+        torch.testing.assert_close(weight, weights(two, "style")[name], rtol=1e-3, atol=1e-4)
+    last = losses(two, "style")
+    assert last == pytest.approx(losses(one, "style")[-len(last) :], rel=1e-3, abs=1e-4)
+    assert answers(one, "style") == answers(two, "style")
+    assert [item["base"] for item in single["evaluations"]] == [item["base"] for item in shared["evaluations"]]
+    chosen = {item["name"]: (item["value"], item["reason"]) for item in shared["choices"]}
+    assert chosen["shard_base"] == (True, "asked for")
+    assert chosen["merge"] == (False, "a base in shares is never whole on one device")
+    assert (single["training"]["passes"], shared["training"]["passes"]) == (60, 90), "what teaches nothing is no pass"
