@@ -335,7 +335,19 @@ def resolve(
         if good:
             values[name], sources[name] = good[name]["value"], str(item["source"])
     raise_findings(findings)
-    return Parameters(**values), sources
+    found = Parameters(**values)
+    raise_findings(conflicts(found))
+    return found, sources
+
+
+def conflicts(parameters: Parameters) -> list[str]:
+    """What cannot be had together; a single process has nothing to share, whatever is asked."""
+    shares_4_bits = parameters.shard_base is True and parameters.use_qlora is True and parameters.num_processes != 1
+    sentence = (
+        "shard_base is true and use_qlora is true, but the 4-bit weights of bitsandbytes cannot be shared; set "
+        "use_qlora to false, or shard_base to auto"
+    )
+    return [sentence] if shares_4_bits else []
 
 
 def by_scope(parameters: Parameters, scope: Scope) -> dict[str, Any]:

@@ -7,9 +7,8 @@ where shares are gathered from the others in every pass, and for every token of 
 from __future__ import annotations
 
 from trainer.budget import ASKED, TrainingNeeds, unknown
-from trainer.config import Parameters
+from trainer.config import Parameters, conflicts, raise_findings
 from trainer.copies import size
-from trainer.errors import InputError
 
 
 def quantise(parameters: Parameters, needs: TrainingNeeds, processes: int, tokens: int) -> tuple[bool, str]:
@@ -46,11 +45,7 @@ def shard_base(parameters: Parameters, needs: TrainingNeeds, processes: int, qua
         return False, ASKED
     if processes < 2:
         return False, "one process has nothing to share with"
-    if quantised and asked is True:
-        raise InputError(
-            f"shard_base is true and use_qlora is {str(parameters.use_qlora).lower()}, but the 4-bit weights of "
-            "bitsandbytes cannot be shared; set use_qlora to false, or shard_base to auto"
-        )
+    raise_findings(conflicts(parameters))
     if quantised:
         return False, "weights of 4 bits are not shared"
     if asked is True:

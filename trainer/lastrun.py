@@ -16,7 +16,7 @@ from trainer.state import Layout
 SHAPING = (
     "model_name_or_path", "model_revision", "use_qlora", "compute_dtype", "lora_r", "lora_target_modules",
     "lora_dropout", "gradient_checkpointing", "attention", "packing", "tokens_per_pass", "fused_kernels",
-    "num_processes", "shard_base",
+    "share_prefixes", "num_processes", "shard_base",
 )  # fmt: skip
 START = ("import_seconds", "load_seconds", "prepare_seconds")  # once for a plan
 REST = (

@@ -211,3 +211,14 @@ def test_an_address_with_a_password_is_refused_unseen() -> None:
     with pytest.raises(ValueError, match="an address with a user name or password") as caught:
         config.convert("hf_endpoint", "https://me:my-password@hub.example.org")
     assert "my-password" not in str(caught.value)
+
+
+def test_what_cannot_be_had_together_is_told_before_anything_starts() -> None:
+    def resolved(**values: str) -> config.Parameters:
+        overrides = config.overrides_from(values, {}, "-e {name}")
+        return config.resolve("style", {}, "", {}, overrides)[0]
+
+    with pytest.raises(InputError, match="shard_base is true and use_qlora is true, .*; set use_qlora to false, or "):
+        resolved(shard_base="true", use_qlora="true")
+    assert resolved(shard_base="true", use_qlora="auto").shard_base is True
+    assert resolved(shard_base="true", use_qlora="true", num_processes="1").shard_base is True
