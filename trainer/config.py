@@ -178,6 +178,7 @@ class Parameters:
     )
 
 
+PLACE = ("model_name_or_path", "model_revision", "use_modelscope")  # where a base comes from
 SWITCH = "bool | str"  # the type of a parameter that is true, false or "auto"
 FIELDS: dict[str, dataclasses.Field[Any]] = {item.name: item for item in fields(Parameters)}
 ENVIRONMENT_NAMES: dict[str, str] = {name.upper(): name for name in FIELDS}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import digest, fingerprint, metrics
-from trainer.config import Parameters, by_scope
+from trainer.config import PLACE, Parameters, by_scope
 from trainer.data import Row, load_rows, question
 from trainer.errors import InputError
 from trainer.leakage import Leak, leakage
@@ -116,12 +116,13 @@ def cut(predictions: Sequence[Row]) -> dict[str, int]:
 
 def base_scores(
     sets: Sequence[QuestionSet], answer: Answer, cache: Path, base_hash: str, parameters: Parameters,
-    computed: Sequence[Any] = (),
+    computed: Sequence[Any] = (), ahead: Sequence[Row] = (), places: int = 0,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The base model's summaries on the same sets, from the cache where nothing that shapes them changed.
 
     Rows are cached one by one: the multitask stage asks what the stages before it asked. `computed` says how the
-    base really computes (quantised, type), where the parameters leave that to the host.
+    base really computes (quantised, type), where the parameters leave that to the host. When some are to be answered,
+    rows `ahead` fill them up to so many `places`, and are in the cache when their stage comes.
     """
     path = cache / f"base_answers_{_base_key(base_hash, parameters, computed)}.json"
     known: dict[str, Row] = (read_json(path) or {"answers": {}})["answers"]
@@ -134,6 +135,10 @@ def base_scores(
         if key not in known
     }
     if unknown:
+        for row in ahead:
+            key = question_key(row, with_reference=capped)
+            if len(unknown) < places and key not in known:
+                unknown.setdefault(key, row)
         known.update(zip(unknown, answer(list(unknown.values())), strict=True))
         write_json(path, {"schema": 1, "answers": known})
     scores = []
@@ -152,6 +157,12 @@ def _base_key(base_hash: str, parameters: Parameters, computed: Sequence[Any]) -
     shaping["model"] = [*(computed or (parameters.use_qlora, parameters.compute_dtype)), parameters.enable_thinking]
     modules = fingerprint.of_modules(("decoder", "encoding", "generate"))
     return digest.of_value([base_hash, shaping, modules])[:16]
+
+
+def asks_the_base_alike(one: Parameters, other: Parameters) -> bool:
+    """Whether the base's answers under these parameters are the same answers of the same base."""
+    same = all(getattr(one, name) == getattr(other, name) for name in PLACE)
+    return same and _base_key("", one, ()) == _base_key("", other, ())
 
 
 def question_key(row: Row, *, with_reference: bool) -> str:

@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import account, checkpoint, config, evaluate, examples, libraries, peaks, results, stages, state
+from trainer import account, ahead, checkpoint, config, evaluate, examples, libraries, peaks, results, stages, state
 from trainer.choices import Choice, Choices, for_answers
 from trainer.crew import ALONE, Crew
+from trainer.errors import InputError
 from trainer.resident import Resident
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class StageJob:
         self.estimate: dict[str, Any] | None = None  # made before a training begins
         self.measured: dict[str, Any] = {}
         self.out_of_memory: list[dict[str, Any]] = []
+        self.ahead: list[dict[str, Any]] = []  # questions of later stages that the base may answer now
 
     def carry_out(self) -> dict[str, Any]:
         """Everything from the base to the files of the result; returns what the stage's state records."""
@@ -101,6 +103,7 @@ class StageJob:
             sets = evaluate.question_sets(
                 stage, self.table, self.parameters, data_root, asked, source.rows, source.leaks
             )
+            self.ahead = ahead.rows(job.get("coming", ()), self.parameters, self.table, data_root)
         adapted, training = self._train(base, source) if trained else self._reload(base)
         evaluations = self._evaluate(base, adapted, sets)
         from trainer.model import detach_adapter
@@ -219,6 +222,11 @@ class StageJob:
         merge = merging.choose(adapted, base, self.parameters)
         parameters = self.parameters if merge.value else replace(self.parameters, merge_adapter="off")
         asked = [ask(model, base.tokenizer, row, self.parameters) for item in sets for row in item.rows]
+        for row in list(self.ahead):
+            try:
+                asked.append(ask(model, base.tokenizer, row, self.parameters))
+            except InputError:  # no room for an answer: said when its stage comes
+                self.ahead.remove(row)
         longest = max((len(item.prompt) + item.cap for item in asked), default=1)
         rows = -(-len(asked) // self.crew.size)
         found = for_answers(parameters, base.device, base.shape, base.choices, rows, longest, self.crew.size)
@@ -242,7 +250,10 @@ class StageJob:
         with self.times.of("base"):
             computed = (base.quantised, str(base.dtype))
             cache, base_hash = self.layout.cache, self.job["base_hash"]
-            scores = evaluate.base_scores(sets, asked(BASE), cache, base_hash, self.parameters, computed)
+            places = int(self.choices.value("eval_batch")) * self.crew.size
+            scores = evaluate.base_scores(
+                sets, asked(BASE), cache, base_hash, self.parameters, computed, self.ahead, places
+            )
         self.crew.let_go()
         for item, score in zip(evaluations, scores, strict=True):
             item["base"] = score

@@ -20,7 +20,6 @@ from trainer.state import Layout
 if TYPE_CHECKING:
     from trainer.model import Base
 
-PLACE = ("model_name_or_path", "model_revision", "use_modelscope")  # where a base comes from
 COPY = "base_copy"  # the choice that says whether the 4-bit copy was read
 
 
@@ -48,7 +47,7 @@ class Resident:
         Errors: those of building, fetching, choosing and loading it.
         """
         self.spent = {}
-        place = tuple(getattr(parameters, name) for name in PLACE)
+        place = tuple(getattr(parameters, name) for name in config.PLACE)
         if self.place != place:
             self.folder = self.crew.once(lambda: str(self._find(parameters, corpus)))
             self.place = place

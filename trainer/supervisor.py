@@ -52,6 +52,7 @@ class Supervisor:
         self.marker = process.marker(self.plan.plan_id, self.layout.root)
         self.workshop = Workshop(self.layout.root, self.environment(), self.tick)
         self.notes: Notes | None = None
+        self.coming: list[Step] = []  # what the plan has to do behind the stage that is carried out
         self.ends_at = process.boot_seconds() + self.plan.plan_timeout_seconds
         self.root: int | None = None
 
@@ -141,8 +142,13 @@ class Supervisor:
             self.tick()
             plans.check_code(self.plan)
             with self.bell.listening():
-                step = next(s for s in steps.steps(self.plan, self.layout) if s.stage.name == name)
-            return self.carry_out(step)
+                found = steps.steps(self.plan, self.layout)
+            place = next(place for place, step in enumerate(found) if step.stage.name == name)
+            self.coming = [
+                step for step in found[place + 1 :]
+                if step.mode != "keep" and not steps.is_skipped(self.plan, step.stage)
+            ]  # fmt: skip
+            return self.carry_out(found[place])
         except Cancelled:  # between two attempts; within one it has been written down
             self.ledger.end_stage(name, "cancelled", f"stage {name} was cancelled", 7)
             return "cancelled"
@@ -237,6 +243,10 @@ class Supervisor:
             "fingerprint": step.fingerprint,
             "base_hash": step.training["base"],
             "source_id": self.plan.source_id,
+            "coming": [
+                {"stage": later.stage.name, "parameters": config.table(later.parameters, later.sources)}
+                for later in self.coming
+            ],
             "data_root": str(steps.data_root(self.plan.data_root)),
             "corpus": str(steps.corpus()),
             "folder": str(folder),

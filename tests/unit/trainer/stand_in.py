@@ -22,11 +22,13 @@ class StandIn:
         self.fragile = fragile
         self.broken = broken or {}
         self.jobs: list[tuple[str, str]] = []
+        self.coming: list[list[str]] = []
         self.closed = 0
 
     def carry_out(self, job: dict[str, Any], log: Path, timeout_seconds: float, note: Any) -> dict[str, Any]:
         name, folder = job["stage"], Path(job["folder"])
         self.jobs.append((name, job["mode"]))
+        self.coming.append([later["stage"] for later in job["coming"]])
         note({"event": "phase", "phase": "training"})
         log.write_text("step 1\n", encoding="utf-8")
         if name in self.broken:

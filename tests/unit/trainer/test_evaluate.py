@@ -253,6 +253,27 @@ def test_the_base_is_asked_each_question_once(scores: Any) -> None:
     assert scores(rule=rule) == (first, [])
 
 
+def test_questions_of_later_stages_take_the_places_that_are_left(scores: Any, tiny_data: Path, tmp_path: Path) -> None:
+    sets = sets_of(tiny_data, "sample", TRAINED)
+    ahead = [row for asked in sets_of(tiny_data, "all", TRAINED) for row in asked.rows]
+    own, model = len(sets[0].rows), Model(knows)
+
+    def run(places: int) -> list[Row]:
+        model.asked.clear()
+        evaluate.base_scores(sets, model, tmp_path, "base", TRAINED, (), ahead, places)
+        return [row for rows in model.asked for row in rows]
+
+    assert len(run(own + 2)) == own + 2
+    assert run(100) == [], "nothing of its own to ask: nobody else is asked for either"
+    other = Model(knows)
+    evaluate.base_scores(sets, other, tmp_path, "another base", TRAINED, (), ahead, 100)
+    assert len(other.asked) == 1, "one batch"
+    assert scores("all", base_hash="another base") == (scores("all", base_hash="a third")[0], [])
+    few = Model(knows)
+    evaluate.base_scores(sets, few, tmp_path, "a fourth", TRAINED, (), ahead, 1)
+    assert len(few.asked[0]) == own, "its own questions are asked whatever places there are"
+
+
 def test_stages_that_share_questions_share_answers(scores: Any) -> None:
     scores("style")
     _, asked = scores("all")

@@ -118,6 +118,33 @@ def test_a_stage_lost_in_evaluation_goes_to_evaluation_again(
     assert "| memory of the process |" in (tmp_path / "plain" / "eval_report_sample.md").read_text(encoding="utf-8")
 
 
+def test_the_base_answers_for_later_stages_in_the_places_that_are_left(
+    tmp_path: Path, make_job: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    server, reports = Server(), tmp_path / "reports"
+    plain = make_job("plain")
+    later = [{"stage": name, "parameters": plain["parameters"]} for name in ("style", "writing")]
+
+    def known() -> int:
+        (cache,) = Layout(tmp_path).cache.glob("base_answers_*.json")
+        count = len(json.loads(cache.read_text(encoding="utf-8"))["answers"])
+        cache.unlink()
+        return count
+
+    assert server.call(carry_out_job, tmp_path, plain, reports, False) == 0
+    alone = known()
+    assert server.call(carry_out_job, tmp_path, {**make_job("more"), "coming": later}, reports, False) == 0
+    assert known() > alone
+    few = {**make_job("few", per_device_eval_batch_size=alone), "coming": later}
+    assert server.call(carry_out_job, tmp_path, few, reports, False) == 0
+    assert known() == alone
+    found = [json.loads((tmp_path / name / "eval_report_sample.json").read_text()) for name in ("plain", "more", "few")]
+    assert (
+        found[0]["evaluations"][0]["base"] == found[1]["evaluations"][0]["base"] == found[2]["evaluations"][0]["base"]
+    )
+
+
 def test_rows_that_are_mapped_train_what_rows_that_are_held_train(
     tmp_path: Path, make_job: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

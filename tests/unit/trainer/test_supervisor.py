@@ -66,8 +66,10 @@ def test_the_events_of_a_stage_tell_its_story(finished_line: Any) -> None:
     steps = [(event["step"], event["steps"]) for event in told if "step" in event]
     assert steps[0] == (1, 60) and steps[-1] == (60, 60)
     answered = [(event["questions"], event["answered"], event["rows"]) for event in told if "answered" in event]
-    assert answered == [("trained and style and writing", 6, 6), ("base model", 4, 4)]
+    assert answered == [("trained and style and writing", 6, 6)]
     assert told[-1]["event"] == "stage ended"
+    asked_first = [event["rows"] for event in finished_line.events() if event.get("questions") == "base model"]
+    assert len(set(asked_first)) == 1 and asked_first[0] > 6, "the first stage's base answered for all of them"
 
 
 def test_every_stage_leaves_its_adapter_and_its_log(finished_line: Any) -> None:
@@ -223,6 +225,16 @@ def modes_of(line: Any, *names: str, **request: Any) -> list[tuple[str, str]]:
     assert derive_states(read_events(line.layout)[0]) == known
     assert all(state["superseded"] is None for name, state in known.items() if name in names or not names)
     return worker.jobs
+
+
+def test_a_job_is_told_which_stages_are_still_to_come(line: Any) -> None:
+    first, second = StandIn(), StandIn()
+    assert carry_out(line, first, skip_sample=True, **TRAINED) == 0
+    assert first.coming == [["writing", "all"], ["all"], []]
+    path = line.data / "training" / "processed" / "style_sft.jsonl"
+    path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert carry_out(line, second, "style", "writing", skip_sample=True, **TRAINED) == 0
+    assert second.jobs[0] == ("style", "train") and "all" not in second.coming[0], "it is not in the plan"
 
 
 def test_what_a_missed_gate_closed_is_back_when_the_gate_opens(line: Any) -> None:
