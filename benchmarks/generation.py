@@ -101,8 +101,8 @@ def ways() -> list[Way]:
         Way("generate()", by_generate, 64),
         Way("ours, one by one", by_decoder, 1),
         Way("ours", by_decoder, 16),
+        Way("ours", by_decoder, 32),
         Way("ours", by_decoder, BATCH),
-        Way("ours", by_decoder, 64),
         Way("ours, merged", by_decoder, BATCH, merged=True),
         Way("generate(), merged", by_generate, 16, merged=True),
     ]

@@ -2,7 +2,7 @@
 
     python benchmarks/suite.py [--output benchmarks/results/cpu.md] [--only line,training] [--long]
 
-The settings end within some twenty minutes on two quiet cores; --long takes more rounds and a million rows. What
+The settings end within some twenty-five minutes on two quiet cores; --long takes more rounds and a million rows. What
 each benchmark prints is shown as it comes and written as soon as it is complete. One that fails is named, the others
 run, and the exit code is 5.
 """

@@ -64,6 +64,7 @@ class Lab:
         self.hosts: list[Host] = []
         self.groups: dict[str, Path] = {}
         self.controllers: list[Controller] = []
+        self.numbers = itertools.count(1)
         self.proxies: list[tuple[Proxy, Host]] = []
         self.last_number = 0
         self.launcher: dict[str, int] = {}
@@ -194,12 +195,13 @@ class Lab:
         )
 
     def environment(self) -> dict[str, str]:
-        """The whole environment of a controller: nothing of the caller's but its language."""
+        """The whole environment of a new controller: nothing of the caller's but its language."""
         return {
             "PATH": f"{sys.prefix}/bin:{SYSTEM_PATH}", "HOME": str(self.home), "USER": "root", "LOGNAME": "root",
             "SHELL": "/bin/bash", "LANG": "C.UTF-8", "TERM": "xterm", "ANSIBLE_NOCOLOR": "1",
+            # Of its own: a shared connection ends with the controller that opened it, in the middle of another's work.
             # Short, whatever the folder: a socket's path has 107 characters at most.
-            "ANSIBLE_SSH_CONTROL_PATH_DIR": "/run/cp", INSIDE: "1",
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": f"/run/cp/{next(self.numbers)}", INSIDE: "1",
         }  # fmt: skip
 
     def controller(
