@@ -22,8 +22,11 @@ from trainer.stages import StageTable
 def rows(
     coming: Sequence[Mapping[str, Any]], parameters: Parameters, table: StageTable, data_root: Path
 ) -> list[Row]:  # fmt: skip
-    """The questions of the stages to come ({stage, parameters as in a job}), of those that ask the base as this one."""
-    found: list[Row] = []
+    """The questions of the stages to come ({stage, parameters as in a job}), of those that ask the base as this one.
+
+    Each once: stages share their benchmarks, and the last one has the rows of those before it.
+    """
+    found: dict[str, Row] = {}
     for item in coming:
         later = Parameters(**{name: told["value"] for name, told in item["parameters"].items()})
         if not evaluate.asks_the_base_alike(parameters, later):
@@ -37,5 +40,6 @@ def rows(
             own = load_rows(training) if trained else []
             leaks: dict[str, list[Any]] = {name: [] for name in table.benchmarks}  # told when their stage comes
             sets = evaluate.question_sets(stage, table, later, data_root, own, leaks=leaks)
-            found += [row for asked in sets for row in asked.rows]
-    return found
+            for asked in sets:
+                found |= {evaluate.question_key(row, with_reference=True): row for row in asked.rows}
+    return list(found.values())

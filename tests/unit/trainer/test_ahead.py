@@ -34,6 +34,8 @@ def test_the_questions_of_the_stages_to_come_are_known(tiny_data: Path) -> None:
         name for name in found[: found.index("writing-1")] if name.startswith("held-")
     ]
     assert asked(tiny_data, []) == []
+    assert len(found) == len(set(found)), "the stages share their benchmarks"
+    assert sorted(asked(tiny_data, coming("style", "writing", "all"))) == sorted(found)
 
 
 @pytest.mark.parametrize(
